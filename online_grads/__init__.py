@@ -1,0 +1,47 @@
+"""Online gradient estimators for recurrent computation, as pure (init, update) pairs over pytrees."""
+
+from online_grads import cells, losses, readouts, tasks
+from online_grads.estimators.future_facing.tbptt import TbpttState, tbptt
+from online_grads.estimators.past_facing.base import Influence, PastFacingState, past_facing
+from online_grads.estimators.past_facing.rtrl import rtrl
+from online_grads.estimators.past_facing.snap import snap
+from online_grads.estimators.past_facing.uoro import uoro
+from online_grads.estimators.registry import ESTIMATORS
+from online_grads.estimators.transforms import averaged, batched, hidden_of
+from online_grads.learner import gradient, learner, memory, scan
+from online_grads.model import from_cell, with_resets
+from online_grads.run import DataError, run
+from online_grads.types import Estimate, Estimator, Learner, LearnerState, Metrics, Model
+
+__all__ = [
+    "ESTIMATORS",
+    "DataError",
+    "Estimate",
+    "Estimator",
+    "Influence",
+    "Learner",
+    "LearnerState",
+    "Metrics",
+    "Model",
+    "PastFacingState",
+    "TbpttState",
+    "averaged",
+    "batched",
+    "cells",
+    "from_cell",
+    "gradient",
+    "hidden_of",
+    "learner",
+    "losses",
+    "memory",
+    "past_facing",
+    "readouts",
+    "rtrl",
+    "run",
+    "scan",
+    "snap",
+    "tasks",
+    "tbptt",
+    "uoro",
+    "with_resets",
+]

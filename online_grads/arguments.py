@@ -1,0 +1,47 @@
+"""Checks that constructors share: what was expected, what came."""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+
+
+def positive_int(name: str, value) -> int:
+    """`value` as a Python int ≥ 1.
+
+    Raises:
+        TypeError: it is not an integer.
+        ValueError: it is below 1.
+
+    >>> positive_int("hidden", 3)
+    3
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None:
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+    return number
+
+
+def float_dtype(dtype):
+    """A real floating dtype that this JAX configuration can hold; None is JAX's default float.
+
+    Raises:
+        TypeError: it is not a real floating dtype.
+        ValueError: it has 64 bits and JAX's 64-bit mode is off, where JAX would quietly use 32.
+
+    >>> float_dtype(jnp.float32)
+    dtype('float32')
+    """
+    if dtype is None:
+        return jnp.result_type(float)
+    wanted = jnp.dtype(dtype)
+    if not jnp.issubdtype(wanted, jnp.floating):
+        raise TypeError(f"dtype must be a real floating dtype, got {wanted}")
+    if wanted.itemsize > 4 and not jax.config.jax_enable_x64:
+        raise ValueError(f"dtype {wanted} needs jax.config.update('jax_enable_x64', True)")
+    return wanted

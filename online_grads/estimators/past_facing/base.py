@@ -1,0 +1,158 @@
+"""The builder of past-facing estimators: what all of them share.
+
+A past-facing estimator carries the influence M_t ≈ dh_t/dw of the weights on the present state.
+Everything but the tensor structure of M is the same for all of them, and is here: the stepping,
+the credit, the readout's exact gradient, resets, noise, and the mean over the segment. An
+algorithm says, in an `Influence`, what its M looks like (`init`), how it moves over a block of
+steps (`propagate`), and how a credit vector reads a gradient off it (`contract`).
+
+Within a block of b steps from h_0 to h_b, with L the block's summed loss,
+
+    direct       g = (∂L/∂h_0) M_0 + ∂L/∂w at fixed h_0,     then  M_b = Φ M_0 + ∂h_b/∂w
+    not direct   M_t = J_t M_{t-1} + ∂h_t/∂w,                then  g = (∂ℓ_t/∂h_t) M_t      (b = 1)
+
+The first form has an exact direct part: for an exact M both are the same number, for an unbiased
+one its variance is far lower, and a block of b steps costs what backpropagation through it costs.
+
+To add an estimator, write one file with an `Influence` and a constructor that calls `past_facing`,
+and one row in the registry:
+
+    def immediate(model):                               # credit for the present step alone
+        found = analyse(model)
+        coordinates = Weights(found, dense=False)       # or Leaves(found): no structure needed
+        influence = Influence(
+            init=lambda: (),
+            propagate=lambda influence, segment, noise: (),
+            contract=lambda influence, credit: coordinates.zeros(),
+        )
+        return past_facing(found, coordinates, influence, block=1)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from online_grads.analysis import Analysis
+from online_grads.linearize import Segment
+from online_grads.types import Array, Estimate, Estimator, PyTree
+
+
+class Influence(NamedTuple):
+    """What one past-facing algorithm says."""
+
+    init: Callable  # () -> influence
+    propagate: Callable  # (influence, Segment, noise) -> influence
+    contract: Callable  # (influence, credit [n]) -> gradients like the trained weights
+    noise: Callable | None = None  # key -> noise of one block
+    forget: Callable = lambda influence: influence  # at a reset; learned parts stay
+
+
+class PastFacingState(NamedTuple):
+    """The carry of every past-facing estimator."""
+
+    hidden: PyTree  # h_t
+    influence: PyTree  # the algorithm's M_t
+    key: Array  # [] typed key of the noise to come
+
+
+def past_facing(
+    found: Analysis,
+    coordinates: Any,
+    influence: Influence,
+    *,
+    block: int | None,
+    direct: bool = True,
+) -> Estimator:
+    """The estimator of an `Influence`.
+
+    Args:
+        found: the analysed model.
+        coordinates: what gradients are formed for, `Leaves` or `Weights`.
+        influence: the algorithm.
+        block: steps that are composed into one, None for the whole segment. A longer segment is
+            scanned in blocks, and a shorter last one.
+        direct: which of the two forms above emits the gradient; False needs blocks of one step.
+
+    Returns:
+        An `Estimator` whose state is a `PastFacingState`.
+
+    Raises:
+        ValueError: if the hidden state has no differentiable entry.
+    """
+    if found.flat.size == 0:
+        raise ValueError("the hidden state has no floating-point entry: no influence to carry")
+    if not direct and block != 1:
+        raise ValueError(f"direct=False reads the influence at every step: block must be 1, got {block}")
+    reset_of = found.model.reset
+
+    def init(params, hidden, *, key):
+        found.check_start(params, hidden, key)
+        return PastFacingState(hidden, influence.init(), key)
+
+    def forget(carried, when):
+        return jax.tree.map(lambda new, old: jnp.where(when, new, old), influence.forget(carried), carried)
+
+    def update(state, params, xs, ys):
+        k = found.check_segment(xs, ys)
+        theta, readout = found.theta(params), found.readout(params)
+        weights = coordinates.effective(theta)
+
+        def advance(carry, segment_xs, segment_ys):
+            """One block: the next carry, the loss and gradients of its steps, its outputs."""
+            (h, rest), carried, key = carry
+            noise = None
+            if influence.noise is not None:
+                key, key_noise = jax.random.split(key)
+                noise = influence.noise(key_noise)
+            resets = None if reset_of is None else jax.vmap(reset_of)(segment_xs)
+            if resets is not None:
+                carried = forget(carried, resets[0])
+            segment = Segment(coordinates, weights, h, rest, segment_xs)
+            seen = segment.observe(found, readout, segment_ys)
+            if direct:
+                grads, credit = segment.pull(seen.credit)
+                grads = jax.tree.map(jnp.add, grads, influence.contract(carried, credit))
+            if resets is not None and resets.shape[0] > 1:
+                carried = forget(carried, jnp.any(resets[1:]))
+            carried = influence.propagate(carried, segment, noise)
+            if not direct:
+                grads = influence.contract(carried, seen.credit[0])
+            return (segment.end, carried, key), (seen.loss, grads, seen.readout), seen.outputs
+
+        carry = (found.flat.split(state.hidden), state.influence, state.key)
+        carry, (loss, grads, readout_grads), outputs = _in_blocks(advance, carry, xs, ys, k, block or k)
+        mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
+        grads = found.gradient(coordinates.pullback(theta, mean(grads)), mean(readout_grads))
+        (h, rest), carried, key = carry
+        hidden = found.flat.join(h, rest)
+        return PastFacingState(hidden, carried, key), Estimate(grads, loss / k, outputs, {})
+
+    return Estimator(init, update)
+
+
+def _in_blocks(advance, carry, xs, ys, k: int, block: int):
+    """Run `advance` over k steps in blocks; sums what is summed, joins the outputs [k, ...]."""
+    block = min(block, k)
+    count, left = divmod(k, block)
+    stream, whole = (xs, ys), count * block
+    if count == 1:
+        carry, sums, outputs = advance(carry, *jax.tree.map(lambda leaf: leaf[:whole], stream))
+    else:
+        blocks = jax.tree.map(lambda leaf: leaf[:whole].reshape(count, block, *leaf.shape[1:]), stream)
+        one = jax.tree.map(lambda leaf: leaf[0], blocks)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(advance, carry, *one)[1])
+
+        def body(carry_and_sums, block):
+            carry, sums = carry_and_sums
+            carry, more, outputs = advance(carry, *block)
+            return (carry, jax.tree.map(jnp.add, sums, more)), outputs
+
+        (carry, sums), outputs = jax.lax.scan(body, (carry, zeros), blocks)
+        outputs = jax.tree.map(lambda leaf: leaf.reshape(whole, *leaf.shape[2:]), outputs)
+    if left:
+        carry, more, last = advance(carry, *jax.tree.map(lambda leaf: leaf[whole:], stream))
+        sums = jax.tree.map(jnp.add, sums, more)
+        outputs = jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)
+    return carry, sums, outputs

@@ -1,0 +1,90 @@
+"""Real-time recurrent learning: the exact influence.
+
+    M_t = J_t M_{t-1} + ∂h_t/∂w            M_t [n, p],  M_0 = 0
+
+over a block of b steps (Schmidhuber 1992, with Φ = ∂h_b/∂h_0 and drives z_t = v_t · w),
+
+    M_b = Φ M_0 + Σ_t (∂h_b/∂z_t) ⊗ v_t          g = (∂L/∂h_0) M_0 + ∂L/∂w at fixed h_0
+
+Cost per step: O(n² p) at k = 1, one matrix product J M; O(n p + n³) in blocks of b ≈ n steps, the
+same product once per block. Memory n p. Exact for every k, with frozen parameters. Any cell.
+
+Reference: Williams & Zipser (1989); Schmidhuber (1992), A fixed size storage O(n³) time complexity
+learning algorithm for fully recurrent continually running networks.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from online_grads.analysis import analyse
+from online_grads.estimators.past_facing.base import Influence, past_facing
+from online_grads.linearize import Weights
+from online_grads.types import Estimator, Model
+
+
+def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) -> Estimator:
+    """The exact gradient through the whole past, carried forward.
+
+        g = (1/k) Σ_{t in segment} (∂ℓ_t/∂h_t) dh_t/dθ + ∂ℓ_t/∂θ
+
+    The influence is one array [n, batch, post, pre] per use of a weight.
+
+    Args:
+        model: the model.
+        block: steps composed at a time in a longer segment, n by default.
+        allow_unused: accept parameters that nothing uses.
+
+    Returns:
+        An `Estimator`, exact while the parameters are frozen.
+
+    Raises:
+        ValueError: if block is below 1, or the model does not fit together.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from online_grads import cells, from_cell, gradient, losses, readouts, tbptt
+    >>> cell, readout = cells.lstm(2, 4), readouts.linear(4, 1)
+    >>> model = from_cell(cell, readout, losses.squared_error, example=(jnp.zeros(2), jnp.zeros(1)))
+    >>> params, hidden = model.init(jax.random.key(0))
+    >>> stream = jnp.ones((6, 2)), jnp.ones((6, 1))
+    >>> online = gradient(rtrl(model), params, hidden, *stream, key=jax.random.key(1))
+    >>> whole = gradient(tbptt(model), params, hidden, *stream, key=jax.random.key(1), window=6)
+    >>> all(jnp.allclose(a, b, atol=1e-6) for a, b in zip(*map(jax.tree.leaves, (online, whole))))
+    True
+
+    Reference: Williams & Zipser (1989); Schmidhuber (1992).
+    """
+    if block is not None and block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+    found = analyse(model, allow_unused=allow_unused)
+    structure = Weights(found, dense=True)
+    sites, n = structure.trained_sites, found.flat.size
+
+    def init():
+        shape = lambda site: (n, site.batch, site.post, site.pre)
+        return [jnp.zeros(shape(site), structure.weights[site.weight].dtype) for site in sites]
+
+    def propagate(influence, segment, noise):
+        transfer, factors = segment.jacobians()
+        carried = [_product(transfer, m) for m in influence]
+        return [m + immediate(*f) for m, f in zip(carried, factors, strict=True)]
+
+    def immediate(delta, presynaptic):
+        if presynaptic is None:
+            return delta[..., None]
+        return jnp.einsum("tnbo,tbp->nbop", delta, presynaptic)
+
+    def contract(influence, credit):
+        grads = [jnp.swapaxes(jnp.tensordot(credit, m, 1), 1, 2) for m in influence]
+        return structure.collect(
+            [structure.along(site, g, pre=True, post=True) for site, g in zip(sites, grads, strict=True)]
+        )
+
+    forget = lambda influence: jax.tree.map(jnp.zeros_like, influence)
+    return past_facing(
+        found, structure, Influence(init, propagate, contract, forget=forget), block=block or n
+    )
+
+
+def _product(transfer, influence):
+    """Φ M, as one matrix product."""
+    return (transfer @ influence.reshape(influence.shape[0], -1)).reshape(influence.shape)

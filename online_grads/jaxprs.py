@@ -1,0 +1,96 @@
+"""The only file that looks inside a jaxpr's representation: `jax.extend.core` and `jax.core`.
+
+The rest of the library sees a traced function as a flat list of equations (`trace`), evaluates
+one at a time (`bind`), and asks which inputs matter (`live_inputs`).
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+from jax.extend import core
+
+# Call primitives that only group equations, with the name of the parameter that holds them.
+# Everything else that has a body (scan, while, cond, custom_jvp, custom_vjp) is left whole.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat2": "jaxpr",
+    "remat": "jaxpr",
+}
+
+
+def trace(function: Callable, *args) -> core.ClosedJaxpr:
+    """The jaxpr of `function` at these shapes, all grouping calls dissolved into their equations.
+
+    Args may be arrays or `jax.ShapeDtypeStruct`; they and the results are flat lists of leaves.
+    """
+    closed = jax.make_jaxpr(function)(*args)
+    avals = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
+    # Evaluating step by step while stepping into the calls, and tracing that, leaves the making of
+    # fresh variables to JAX.
+    return jax.make_jaxpr(lambda *leaves: _evaluate(closed.jaxpr, closed.consts, leaves))(*avals)
+
+
+def _evaluate(jaxpr, consts, args):
+    env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, args, strict=True))
+    for equation in jaxpr.eqns:
+        values = [read(env, atom) for atom in equation.invars]
+        if equation.primitive.name in _CALLS:
+            inner = equation.params[_CALLS[equation.primitive.name]]
+            inner, inner_consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+            results = _evaluate(inner, inner_consts, values)
+        else:
+            results = bind(equation, values)
+        env.update(zip(equation.outvars, results, strict=True))
+    return [read(env, atom) for atom in jaxpr.outvars]
+
+
+def read(env: dict, atom):
+    """The value of an equation's operand: a literal's own, a variable's from `env`."""
+    return atom.val if is_literal(atom) else env[atom]
+
+
+def is_literal(atom) -> bool:
+    """Whether an operand is a constant written into the equation."""
+    return isinstance(atom, core.Literal)
+
+
+def bind(equation, values) -> list:
+    """The results of one equation applied to `values`, one per operand (traced like any JAX code)."""
+    variables: dict = {}
+    for atom, value in zip(equation.invars, values, strict=True):
+        if not is_literal(atom):
+            variables[atom] = value
+    single = _empty().replace(
+        invars=list(variables), outvars=equation.outvars, eqns=[equation], effects=equation.effects
+    )
+    return jax.core.eval_jaxpr(single, (), *variables.values())
+
+
+@functools.cache
+def _empty() -> core.Jaxpr:
+    return jax.make_jaxpr(lambda: ())().jaxpr
+
+
+def live_inputs(closed: core.ClosedJaxpr) -> list[bool]:
+    """Per input: does any output depend on it through some equation?"""
+    live = {atom for atom in closed.jaxpr.outvars if not is_literal(atom)}
+    for equation in reversed(closed.jaxpr.eqns):
+        if not live.isdisjoint(equation.outvars):
+            live.update(atom for atom in equation.invars if not is_literal(atom))
+    return [v in live for v in closed.jaxpr.invars]
+
+
+def live_equations(closed: core.ClosedJaxpr) -> list:
+    """The equations that some output depends on, in order."""
+    live = {atom for atom in closed.jaxpr.outvars if not is_literal(atom)}
+    kept = []
+    for equation in reversed(closed.jaxpr.eqns):
+        if not live.isdisjoint(equation.outvars):
+            kept.append(equation)
+            live.update(atom for atom in equation.invars if not is_literal(atom))
+    return kept[::-1]

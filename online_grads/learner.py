@@ -1,0 +1,146 @@
+"""An estimator composed with an optax optimizer, and the pure loops over a stream."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from online_grads.types import Array, Estimator, Learner, LearnerState, Metrics, PyTree
+
+
+def learner(estimator: Estimator, optimizer: optax.GradientTransformation) -> Learner:
+    """One parameter update from one segment.
+
+        θ ← θ + optimizer(estimate of ∂(mean loss of the segment)/∂θ)
+
+    Args:
+        estimator: any `Estimator`.
+        optimizer: any optax `GradientTransformation`.
+
+    Returns:
+        A `Learner`, to be driven by `scan`, or by `run` from the host.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from online_grads import cells, from_cell, losses, readouts, rtrl
+    >>> cell, readout = cells.vanilla_rnn(2, 4), readouts.linear(4, 1)
+    >>> model = from_cell(cell, readout, losses.squared_error, example=(jnp.zeros(2), jnp.zeros(1)))
+    >>> online = learner(rtrl(model), optax.sgd(0.1))
+    >>> state = online.init(*model.init(jax.random.key(0)), key=jax.random.key(1))
+    >>> state, metrics = online.update(state, jnp.ones((1, 2)), jnp.ones((1, 1)))
+    >>> int(state.step), bool(metrics.finite)
+    (1, True)
+    """
+
+    def init(params, hidden, *, key):
+        return LearnerState(
+            params,
+            estimator.init(params, hidden, key=key),
+            optimizer.init(params),
+            jnp.zeros((), jnp.int32),
+        )
+
+    def update(state, xs, ys):
+        carried, estimate = estimator.update(state.estimator, state.params, xs, ys)
+        updates, optimizer_state = optimizer.update(estimate.grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(estimate.loss) & all_finite(estimate.grads) & all_finite(params)
+        metrics = Metrics(
+            estimate.loss, finite, optax.tree.norm(estimate.grads), estimate.outputs, estimate.info
+        )
+        return LearnerState(params, carried, optimizer_state, state.step + 1), metrics
+
+    return Learner(init, update)
+
+
+def scan(learner: Learner, state: LearnerState, xs: PyTree, ys: PyTree, *, window: int = 1):
+    """Drive a learner over a stream, one parameter update per `window` steps.
+
+    Pure: jit it once (an eager call compiles anew every time), vmap it over seeds, learning
+    rates, anything.
+
+    Args:
+        learner: the `Learner`.
+        state: its state.
+        xs, ys: the stream, [T, ...] with T a multiple of `window`.
+        window: k, steps per segment.
+
+    Returns:
+        (state, `Metrics` with a leading axis of T/window segments).
+
+    Raises:
+        ValueError: if the window does not divide the stream.
+    """
+    return jax.lax.scan(lambda carry, xy: learner.update(carry, *xy), state, segments(xs, ys, window))
+
+
+def gradient(
+    estimator: Estimator,
+    params: PyTree,
+    hidden: PyTree,
+    xs: PyTree,
+    ys: PyTree,
+    *,
+    key: Array,
+    window: int = 1,
+) -> PyTree:
+    """The estimator's gradient of a whole stream's mean loss, at frozen parameters.
+
+        (1/T) (Σ_segments k·grads + flush)
+
+    Args:
+        estimator: any `Estimator`.
+        params, hidden: θ and the state before the first step.
+        xs, ys: the stream, [T, ...] with T a multiple of `window`.
+        key: a typed key for the estimator's noise.
+        window: k, steps per segment.
+
+    Returns:
+        A pytree like params. For an exact estimator it equals `jax.grad` of the mean loss.
+
+    Raises:
+        ValueError: if the window does not divide the stream.
+    """
+
+    def body(carry, xy):
+        state, total = carry
+        state, estimate = estimator.update(state, params, *xy)
+        return (state, jax.tree.map(jnp.add, total, estimate.grads)), None
+
+    state = estimator.init(params, hidden, key=key)
+    parts = segments(xs, ys, window)
+    (state, total), _ = jax.lax.scan(body, (state, jax.tree.map(jnp.zeros_like, params)), parts)
+    count = jax.tree.leaves(parts)[0].shape[0]
+    mean = jax.tree.map(lambda g: g / count, total)
+    if estimator.flush is None:
+        return mean
+    owed = estimator.flush(state, params)[1]
+    return jax.tree.map(lambda g, o: g + o / (count * window), mean, owed)
+
+
+def memory(estimator: Estimator, params: PyTree, hidden: PyTree) -> int:
+    """Bytes of the estimator's state, found from shapes before anything is allocated."""
+
+    def state():
+        carried = estimator.init(params, hidden, key=jax.random.key(0))
+        is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, carried)
+
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state)))
+
+
+def segments(xs: PyTree, ys: PyTree, window: int):
+    """(xs, ys) with the time axis [T, ...] split into [T/window, window, ...]."""
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    lengths = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves((xs, ys))}
+    if len(lengths) != 1:
+        raise ValueError(f"the leaves of xs and ys differ in their number of steps: {sorted(lengths)}")
+    (length,) = lengths
+    if length % window:
+        raise ValueError(f"a window of {window} steps does not divide the stream's {length} steps")
+    split = lambda leaf: jnp.reshape(leaf, (length // window, window, *jnp.shape(leaf)[1:]))
+    return jax.tree.map(split, (xs, ys))
+
+
+def all_finite(tree: PyTree) -> Array:
+    """[] bool: every entry of every leaf is finite."""
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

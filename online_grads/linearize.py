@@ -1,0 +1,162 @@
+"""A block of steps, linearised: what past-facing estimators ask of a model.
+
+    h_t = f(w, h_{t-1}, x_t),  t = 1 … b        Φ = ∂h_b/∂h_0
+
+Only what is asked for is computed.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from online_grads.analysis import Analysis
+from online_grads.structure import Structure
+from online_grads.types import Array, PyTree
+
+
+class Leaves:
+    """Gradients formed for the transition's parameter leaves as they are."""
+
+    def __init__(self, analysis: Analysis):
+        self._analysis = analysis
+        shapes = jax.tree.leaves(analysis.params)
+        self.weights = [shapes[number] for number in analysis.moving]
+        self.trained = len(self.weights)
+
+    def effective(self, params):
+        """The leaves themselves."""
+        return list(params)
+
+    def pullback(self, params, grads):
+        """Nothing to pull back."""
+        return list(grads)
+
+    def move(self, weights, h, rest, x):
+        """(h_t, rest) of one step."""
+        return self._analysis.transition(weights, h, rest, x)
+
+
+class Weights(Structure):
+    """Gradients formed for the effective weights of the transition, with their structure."""
+
+    def __init__(self, analysis: Analysis, *, dense: bool):
+        shapes = jax.tree.leaves(analysis.params)
+        theta = [shapes[number] for number in analysis.moving]
+        names = [analysis.names[number] for number in analysis.moving]
+        h, rest = jax.eval_shape(analysis.flat.split, analysis.hidden)
+        self.shapes = (theta, h, rest, analysis.x)
+        super().__init__(analysis.transition, names, *self.shapes, dense=dense)
+
+    def move(self, weights, h, rest, x):
+        """(h_t, rest) of one step."""
+        return self.step(weights, h, rest, x)[:2]
+
+
+class Observation(NamedTuple):
+    """The losses of b states and what they say about them."""
+
+    loss: Array  # []  Σ_t ℓ_t
+    outputs: PyTree  # [b, ...]
+    credit: Array  # [b, n]  ∂ℓ_t/∂h_t
+    readout: list  # Σ_t ∂ℓ_t/∂θ at fixed h, for the leaves that the loss uses
+
+
+class Segment:
+    """b steps from one state at fixed weights.
+
+    Attributes:
+        weights: the weights, as `coordinates.effective` gives them.
+        h, rest: the states after each step, [b, ...].
+        before: (h, rest) before each step, [b, ...].
+        xs: the inputs, [b, ...].
+    """
+
+    def __init__(self, coordinates, weights, h, rest, xs):
+        self._coordinates, self.weights, self.xs = coordinates, weights, xs
+        self._start, self._start_rest = h, rest
+        trained = coordinates.trained
+
+        def follow(learned, h):
+            def body(carry, x):
+                moved = coordinates.move([*learned, *weights[trained:]], *carry, x)
+                return moved, (carry, moved)
+
+            before, after = jax.lax.scan(body, (h, rest), xs)[1]
+            return after[0], (before, after[1])
+
+        self.h, self._pull, (self.before, self.rest) = jax.vjp(follow, weights[:trained], h, has_aux=True)
+
+    @property
+    def end(self):
+        """(h, rest) after the last step."""
+        return self.h[-1], jax.tree.map(lambda leaf: leaf[-1], self.rest)
+
+    def observe(self, analysis: Analysis, readout, ys) -> Observation:
+        """The loss of every step, with the credit that it gives to the state it reads."""
+
+        def losses(readout, h):
+            each, outputs = jax.vmap(analysis.loss, in_axes=(None, 0, 0, 0))(readout, h, self.rest, ys)
+            return jnp.sum(each), outputs
+
+        loss, pull, outputs = jax.vjp(losses, readout, self.h, has_aux=True)
+        grads, credit = pull(jnp.ones_like(loss))
+        return Observation(loss, outputs, credit, grads)
+
+    def pull(self, credit: Array):
+        """(Σ_t credit_t · dh_t/dw, Σ_t credit_t · ∂h_t/∂h_0) from credit [b, n] for the states."""
+        return self._pull(credit)
+
+    def pull_end(self, credit: Array):
+        """`pull` from credit [n] for the last state alone."""
+        return self._pull(jnp.zeros_like(self.h).at[-1].set(credit))
+
+    def push(self, tangent: Array) -> Array:
+        """Φ · tangent [n]."""
+
+        def end(h):
+            def body(carry, x):
+                return self._coordinates.move(self.weights, *carry, x), None
+
+            return jax.lax.scan(body, (h, self._start_rest), self.xs)[0][0]
+
+        return jax.jvp(end, (self._start,), (tangent,))[1]
+
+    def jacobians(self):
+        """Φ and the factors of the immediate influence ∂h_b/∂w at fixed h_0, exactly.
+
+        One pass backwards with n rows of cotangents, with respect to perturbations of the drives
+        rather than to the weights: a weight's influence would be a sum of n × p arrays over steps,
+        its factors are stacked vectors.
+
+        Returns:
+            Φ [n, n], and per trained site a pair: for a synapse (δ [b, n, batch, post], v [b, batch,
+            pre]) with ∂h_b/∂w = Σ_t δ_t ⊗ v_t, for a direct use the sum itself [n, batch, post] and
+            None.
+        """
+        structure = self._coordinates
+        synapses = [site for site in structure.trained_sites if not site.direct]
+        zeros = structure.trained_zeros()
+
+        def body(carry, stored):
+            rows, sums = carry
+            (h, rest), x = stored
+
+            def step(h, perturb):
+                h, _, presynaptic, _ = structure.step(self.weights, h, rest, x, perturb=perturb)
+                return h, presynaptic
+
+            _, pull, presynaptic = jax.vjp(step, h, zeros, has_aux=True)
+            rows, deltas = jax.vmap(pull)(rows)
+            deltas = [d for d in deltas if d is not None]
+            sums = [total + delta for total, delta in zip(sums, deltas[len(synapses) :], strict=True)]
+            return (rows, sums), (deltas[: len(synapses)], presynaptic)
+
+        n = self.h.shape[1]
+        rows = jnp.eye(n, dtype=self.h.dtype)
+        sums = [jnp.zeros((n, *z.shape), z.dtype) for z in zeros if z is not None][len(synapses) :]
+        (rows, sums), (deltas, presynaptic) = jax.lax.scan(
+            body, (rows, sums), (self.before, self.xs), reverse=True
+        )
+        presynaptic = [v for v, z in zip(presynaptic, zeros, strict=False) if z is not None]
+        return rows, [*zip(deltas, presynaptic, strict=True), *((total, None) for total in sums)]

@@ -1,0 +1,25 @@
+"""What a task is: an endless stream of examples, generated inside the compiled program."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from online_grads.types import Model
+
+
+class Task(NamedTuple):
+    """A stream of (x, y) pairs, and how a prediction of y is scored.
+
+    `draw` is pure and jit-compatible with a static `length`, and drawing 2 × length steps gives
+    the same stream as drawing length steps twice. A task that is about one particular recurrent
+    model brings it as `model`; the others leave it None and are learned by any cell.
+    """
+
+    init: Callable  # key -> stream state
+    draw: Callable  # (stream state, length) -> (stream state, (xs [length, ...], ys [length, ...]))
+    example: tuple  # (x, y) of one step, jax.ShapeDtypeStruct
+    loss: Callable | None = None  # (prediction [outputs], y) -> [] loss in nats or squared units
+    outputs: int = 0  # size of the prediction
+    model: Model | None = None  # the model that the task is about, if any
+    unit: str = "loss"  # axis label of the loss that is shown
+    scale: float = 1.0  # the shown loss is scale × the loss
+    references: dict = {}  # name -> shown loss: entropy rates, baselines

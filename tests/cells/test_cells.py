@@ -1,0 +1,259 @@
+"""Cells against their equations in NumPy, recorded values, and the cells of flax and equinox."""
+
+from pathlib import Path
+
+import equinox
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from online_grads import cells
+
+M, N = 3, 5  # inputs, units
+STREAM = np.random.default_rng(0).normal(size=(7, M))
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def vanilla_step(p, a, x):
+    return 0.7 * a + 0.3 * np.tanh(p["W_rec"] @ a + p["W_in"] @ x + p["bias"])
+
+
+def lstm_step(p, state, x):
+    h, c = state
+    i, f, g, o = (p["W"] @ np.concatenate([h, x]) + p["bias"]).reshape(4, N)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c
+
+
+def gru_step(p, h, x):
+    r, z = sigmoid(p["W_rz"] @ np.concatenate([h, x]) + p["bias_rz"]).reshape(2, N)
+    new = np.tanh(p["W_in"] @ x + p["bias_in"] + r * (p["W_hn"] @ h + p["bias_hn"]))
+    return (1 - z) * new + z * h
+
+
+def gru_reset_before_step(p, h, x):
+    r, z = sigmoid(p["W_rz"] @ np.concatenate([h, x]) + p["bias_rz"]).reshape(2, N)
+    new = np.tanh(p["W_x"] @ x + p["W_h"] @ (r * h) + p["bias"])
+    return (1 - z) * new + z * h
+
+
+EQUATIONS = {
+    "vanilla_rnn": (cells.vanilla_rnn(M, N, leak=0.3), vanilla_step),
+    "lstm": (cells.lstm(M, N), lstm_step),
+    "gru": (cells.gru(M, N), gru_step),
+    "gru_reset_before": (cells.gru_reset_before(M, N), gru_reset_before_step),
+}
+
+
+def random_like(tree):
+    """Random everywhere, so that biases and initial states take part."""
+    draw = np.random.default_rng(1).normal
+    return jax.tree.map(lambda leaf: draw(size=leaf.shape), tree)
+
+
+def drawn(cell):
+    """Random parameters and a random hidden state."""
+    return random_like(jax.eval_shape(cell.init, jax.random.key(0)))
+
+
+def unroll(step, params, hidden, stream=STREAM):
+    """All hidden states, flattened: [T, n]."""
+    states = []
+    for x in stream:
+        hidden = step(params, hidden, x)
+        states.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(hidden)]))
+    return np.stack(states)
+
+
+def test_every_named_cell_is_tested():
+    assert EQUATIONS.keys() == cells.CELLS.keys()
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_follows_its_equations(name):
+    cell, by_hand = EQUATIONS[name]
+    params, hidden = drawn(cell)
+    expected = unroll(by_hand, params, hidden)
+    step = jax.jit(cell.step)
+    np.testing.assert_allclose(unroll(step, params, hidden), expected, rtol=0, atol=1e-14)
+    # every parameter, and the hidden state, takes part
+    for i, leaf in enumerate(leaves := jax.tree.leaves(params)):
+        other = [*leaves[:i], leaf + 0.1, *leaves[i + 1 :]]
+        moved = unroll(step, jax.tree.unflatten(jax.tree.structure(params), other), hidden)
+        assert np.abs(moved - expected).max() > 1e-3
+
+
+def test_where_the_reset_gate_acts_matters():
+    params, h = drawn(cells.gru(M, N))
+    params["bias_hn"] = jnp.zeros(N)
+    swapped = {"W_x": params["W_in"], "W_h": params["W_hn"], "bias": params["bias_in"]} | params
+    after, before = (
+        cells.gru(M, N).step(params, h, STREAM[0]),
+        cells.gru_reset_before(M, N).step(swapped, h, STREAM[0]),
+    )
+    assert np.abs(after - before).max() > 1e-3
+
+
+def test_vanilla_rnn_reproduces_the_recorded_states():
+    recorded = np.load(Path(__file__).parents[1] / "data" / "vanilla_rnn.npz")
+    params = {"W_rec": recorded["W_rec"], "W_in": recorded["W_in"], "bias": recorded["b_rec"]}
+    states = {
+        leak: unroll(
+            cells.vanilla_rnn(3, 6, leak=leak).step, params, jnp.asarray(recorded["a0"]), recorded["X"]
+        )
+        for leak in (float(recorded["alpha"]), 1.0)
+    }
+    leaky, leakless = states.values()
+    np.testing.assert_allclose(leaky, recorded["states"], rtol=0, atol=1e-14)
+    assert np.abs(leakless - recorded["states"]).max() > 1e-2
+
+
+def test_gru_equals_flax():
+    theirs = flax.linen.GRUCell(N, param_dtype=jnp.float64)
+    variables = random_like(jax.eval_shape(theirs.init, jax.random.key(0), jnp.zeros(N), jnp.zeros(M)))
+    p = variables["params"]
+    rz = [jnp.concatenate([p["h" + g]["kernel"], p["i" + g]["kernel"]]).T for g in "rz"]
+    ours = {
+        "W_rz": jnp.concatenate(rz),
+        "bias_rz": jnp.concatenate([p["ir"]["bias"], p["iz"]["bias"]]),
+        "W_in": p["in"]["kernel"].T,
+        "bias_in": p["in"]["bias"],
+        "W_hn": p["hn"]["kernel"].T,
+        "bias_hn": p["hn"]["bias"],
+    }
+    step = jax.jit(lambda variables, h, x: theirs.apply(variables, h, x)[0])
+    h = np.full(N, 0.5)
+    np.testing.assert_allclose(
+        unroll(jax.jit(cells.gru(M, N).step), ours, h), unroll(step, variables, h), rtol=0, atol=1e-14
+    )
+
+
+def test_gru_equals_equinox():
+    theirs = random_like(
+        equinox.filter_eval_shape(equinox.nn.GRUCell, M, N, dtype=jnp.float64, key=jax.random.key(0))
+    )
+    joint = jnp.concatenate([theirs.weight_hh, theirs.weight_ih], axis=1)
+    ours = {
+        "W_rz": joint[: 2 * N],
+        "bias_rz": theirs.bias[: 2 * N],
+        "W_in": theirs.weight_ih[2 * N :],
+        "bias_in": theirs.bias[2 * N :],
+        "W_hn": theirs.weight_hh[2 * N :],
+        "bias_hn": theirs.bias_n,
+    }
+    h = np.full(N, 0.5)
+    expected = unroll(jax.jit(lambda cell, h, x: cell(x, h)), theirs, h)
+    np.testing.assert_allclose(unroll(jax.jit(cells.gru(M, N).step), ours, h), expected, rtol=0, atol=1e-14)
+
+
+def test_lstm_equals_equinox():
+    theirs = random_like(
+        equinox.filter_eval_shape(equinox.nn.LSTMCell, M, N, dtype=jnp.float64, key=jax.random.key(0))
+    )
+    ours = {"W": jnp.concatenate([theirs.weight_hh, theirs.weight_ih], axis=1), "bias": theirs.bias}
+    state = cells.LstmHidden(np.full(N, 0.5), np.full(N, 0.3))
+    expected = unroll(jax.jit(lambda cell, state, x: cell(x, state)), theirs, tuple(state))
+    np.testing.assert_allclose(
+        unroll(jax.jit(cells.lstm(M, N).step), ours, state), expected, rtol=0, atol=1e-14
+    )
+
+
+def test_initial_weights():
+    m, n = 50, 64
+    vanilla, _ = jax.jit(cells.vanilla_rnn(m, n).init)(jax.random.key(0))
+    np.testing.assert_allclose(vanilla["W_rec"] @ vanilla["W_rec"].T, np.eye(n), atol=1e-12)
+    np.testing.assert_allclose(jnp.var(vanilla["W_in"]), 1 / m, rtol=0.1)
+    assert not vanilla["bias"].any()
+    init = jax.jit(cells.lstm(m, n, forget_bias=2.0).init)
+    params, hidden = jax.tree.map(np.asarray, init(jax.random.key(0)))
+    gates = params["W"][:, :n].reshape(4, n, n)
+    np.testing.assert_allclose(gates @ gates.transpose(0, 2, 1), np.stack([np.eye(n)] * 4), atol=1e-12)
+    np.testing.assert_allclose(params["bias"].reshape(4, n)[:, 0], [0, 2, 0, 0])
+    assert not np.any(hidden)
+    # neither gates nor parameters share a draw
+    assert np.abs(gates[0] - gates[1]).max() > 0.1
+    assert np.abs(params["W"] - init(jax.random.key(1))[0]["W"]).max() > 0.1
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+@pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
+def test_dtype_is_honoured(name, dtype):
+    cell = cells.CELLS[name](M, N, dtype=dtype)
+    expected = jnp.dtype(dtype or jnp.float64)
+    params, hidden = jax.eval_shape(cell.init, jax.random.key(0))
+    moved = jax.eval_shape(cell.step, params, hidden, jnp.zeros(M, expected))
+    assert {leaf.dtype for leaf in jax.tree.leaves((params, hidden, moved))} == {expected}
+    assert jax.tree.structure(moved) == jax.tree.structure(hidden)
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_every_weight_matrix_meets_a_vector_in_a_plain_product(name):
+    cell, _ = EQUATIONS[name]
+    params, hidden = drawn(cell)
+    jaxpr = jax.make_jaxpr(cell.step)(params, hidden, jnp.zeros(M)).jaxpr
+    weights = {v for v in jaxpr.invars[: len(jax.tree.leaves(params))] if v.aval.ndim == 2}
+    met = [e.invars[0] for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert len(met) == len(weights)
+    assert set(met) == weights
+
+
+def test_a_stack_moves_every_layer_in_one_step():
+    bottom, top = cells.lstm(M, N), cells.gru(N, 2)
+    stacked = cells.stack(bottom, top)
+    params, hidden = drawn(stacked)
+    below = bottom.step(params[0], hidden[0], STREAM[0])
+    above = top.step(params[1], hidden[1], below.h)
+    moved = stacked.step(params, hidden, STREAM[0])
+    np.testing.assert_array_equal(moved[0].c, below.c)
+    np.testing.assert_array_equal(stacked.output(moved), above)
+    assert (stacked.inputs, stacked.size) == (M, 2)
+    stale = top.step(params[1], hidden[1], hidden[0].h)
+    assert np.abs(above - stale).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: cells.stack(), ValueError, "at least one cell"),
+        (
+            lambda: cells.stack(cells.gru(2, 3), cells.gru(3, 4), cells.gru(3, 4)),
+            ValueError,
+            r"cells\[2\] takes inputs of size 3, but cells\[1\] below it outputs size 4",
+        ),
+        (lambda: cells.stack(cells.gru(2, 3), "gru"), TypeError, r"cells\[1\] must be a Cell, got 'gru'"),
+        (lambda: cells.gru(2, 0), ValueError, "hidden must be at least 1, got 0"),
+        (lambda: cells.lstm(2.0, 3), TypeError, "inputs must be an integer, got 2.0"),
+        (lambda: cells.lstm(True, 3), TypeError, "inputs must be an integer, got True"),
+        (lambda: cells.lstm(2, 3, forget_bias="1"), TypeError, "forget_bias must be a number, got '1'"),
+        (lambda: cells.vanilla_rnn(2, 3, leak=0), ValueError, r"leak must be in \(0, 1\], got 0"),
+        (lambda: cells.vanilla_rnn(2, 3, leak=float("nan")), ValueError, "leak must be in"),
+        (lambda: cells.vanilla_rnn(2, 3, leak="1"), TypeError, "leak must be a number, got '1'"),
+        (
+            lambda: cells.vanilla_rnn(2, 3, activation="tanh"),
+            TypeError,
+            "activation must be a function, got 'tanh'",
+        ),
+        (
+            lambda: cells.gru_reset_before(2, 3, dtype=int),
+            TypeError,
+            "dtype must be a real floating dtype, got int64",
+        ),
+    ],
+)
+def test_bad_arguments(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def test_float64_is_not_quietly_truncated():
+    jax.config.update("jax_enable_x64", False)
+    try:
+        with pytest.raises(ValueError, match="dtype float64 needs"):
+            cells.gru(2, 3, dtype=jnp.float64)
+    finally:
+        jax.config.update("jax_enable_x64", True)

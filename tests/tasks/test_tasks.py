@@ -1,0 +1,261 @@
+"""Tasks: laws that every stream obeys, then each task's own mathematics."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from online_grads import cells, model, readouts, tasks
+
+SHORT = "the cat sat on the mat; the dog did not.\n"
+
+
+@pytest.fixture
+def sentence(tmp_path):
+    path = tmp_path / "sentence.txt"
+    path.write_text(SHORT)
+    return path
+
+
+@functools.cache
+def build(name, dtype=None):
+    return tasks.TASKS[name](dtype=dtype)
+
+
+def draw(task, state, length):
+    return jax.jit(task.draw, static_argnums=1)(state, length)
+
+
+def stream(task, length, seed=0):
+    """The first steps of a stream, in NumPy."""
+    return jax.tree.map(np.asarray, draw(task, task.init(jax.random.key(seed)), length)[1])
+
+
+# ---- laws of every task
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+@pytest.mark.parametrize("dtype", [None, jnp.float32])
+def test_a_stream_is_like_its_example(name, dtype):
+    task = build(name, dtype)
+    for example, rows in zip(task.example, stream(task, 6), strict=True):
+        assert (rows.shape, rows.dtype) == ((6, *example.shape), example.dtype)
+    assert task.example[0].dtype == jnp.dtype(dtype or jnp.float64)
+    assert all(np.isfinite(value) for value in task.references.values())
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_two_draws_continue_one_another(name):
+    task = build(name)
+    state = task.init(jax.random.key(3))
+    whole_state, whole = draw(task, state, 60)
+    state, first = draw(task, state, 30)
+    state, second = draw(task, state, 30)
+    jax.tree.map(
+        lambda w, a, b: np.testing.assert_array_equal(w, np.concatenate([a, b])), whole, first, second
+    )
+    # keys included
+    assert all(
+        jnp.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (whole_state, state)), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_streams_of_many_seeds_at_once(name):
+    task = build(name)
+    keys = jax.random.split(jax.random.key(0), 4)
+    _, (xs, ys) = jax.jit(jax.vmap(lambda key: task.draw(task.init(key), 50)))(keys)
+    assert xs.shape == (4, 50, *task.example[0].shape)
+    if task.model is None:
+        assert len({np.asarray(row).tobytes() for row in xs}) == 4
+    np.testing.assert_array_equal(draw(task, task.init(keys[2]), 50)[1][1], ys[2])
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_a_draw_has_no_loop_over_steps(name):
+    task = build(name)
+    state = task.init(jax.random.key(0))
+    jaxpr = str(jax.make_jaxpr(lambda state: task.draw(state, 20))(state))
+    assert not {"scan[", "while["} & set(jaxpr.split())
+
+
+@pytest.mark.parametrize("name", ["add", "text"])
+def test_any_cell_can_learn_it(name):
+    task = build(name)
+    learned = model.from_cell(
+        cells.gru(task.example[0].shape[0], 4),
+        readouts.linear(4, task.outputs),
+        task.loss,
+        example=task.example,
+    )
+
+    def step(key):
+        params, hidden = learned.init(key)
+        _, (xs, ys) = task.draw(task.init(key), 1)
+        return learned.loss(params, learned.transition(params, hidden, xs[0]), ys[0])
+
+    loss, prediction = jax.eval_shape(step, jax.random.key(0))
+    assert (loss.shape, prediction.shape) == ((), (task.outputs,))
+
+
+# ---- influence balancing
+
+
+def trajectory(task, theta, steps=2000):
+    """s[0] at every step."""
+
+    def step(s, _):
+        s = task.model.transition({"theta": theta}, s, jnp.zeros(0))
+        return s, s[0]
+
+    _, start = task.model.init(jax.random.key(0))
+    return np.asarray(jax.jit(lambda s: jax.lax.scan(step, s, None, steps)[1])(start))
+
+
+def test_influence_balancing_has_its_optimum_at_minus_one_sixth():
+    task = tasks.influence_balancing()
+    params, hidden = task.model.init(jax.random.key(0))
+    assert params["theta"] == 0.5
+    np.testing.assert_array_equal(hidden, np.ones(23))
+    np.testing.assert_allclose(trajectory(task, -1 / 6)[-1], 1, atol=1e-10)
+    loss, shown = task.model.loss(params, trajectory(task, 0.5)[-1:], np.ones(()))
+    np.testing.assert_allclose((loss, shown), (task.references["θ stays at 0.5"], -3), rtol=1e-10)
+
+
+def test_influence_balancing_turns_the_sign_after_41_steps():
+    task = tasks.influence_balancing()
+    influence = trajectory(task, 1.0, 200) - trajectory(task, 0.0, 200)
+    np.testing.assert_allclose(influence[[0, 9, 18, 49]], [1, 10, 16.476, -4.75], atol=5e-3)
+    assert influence[39] > 0 > influence[40]
+    # the mean over a window with a loss at every step, which truncated backpropagation follows
+    assert influence[:100].mean() > 0 > influence.mean()
+
+
+def test_influence_balancing_of_another_size():
+    task = tasks.influence_balancing(positive=4, units=5)
+    np.testing.assert_allclose(trajectory(task, 1 / 6)[-1], 1, atol=1e-10)
+
+
+# ---- add
+
+
+@pytest.mark.parametrize(("t1", "t2", "repeat"), [(5, 9, 1), (4, 2, 3)])
+def test_add_follows_its_equation(t1, t2, repeat):
+    task = tasks.add(t1=t1, t2=t2, repeat=repeat)
+    xs, ys = stream(task, 120 * repeat)
+    for rows in (xs, ys):
+        np.testing.assert_allclose(rows.sum(1), 1)
+        np.testing.assert_array_equal(rows[::repeat].repeat(repeat, 0), rows)
+    bits, y = xs[::repeat, 0], ys[::repeat, 0]
+    i = np.arange(9, 120)
+    np.testing.assert_array_equal(y[i], 0.5 + 0.5 * bits[i - t1] - 0.25 * bits[i - t2])
+    # the first labels speak of bits before the first step
+    assert set(y[:9]) <= {0.25, 0.5, 0.75, 1.0}
+    assert len(set(y[:9])) > 1
+
+
+def test_add_bits_are_fair_and_references_are_what_the_best_predictions_score():
+    task = tasks.add()
+    bits, y = (rows[:, 0] for rows in stream(task, 40_000))
+    np.testing.assert_allclose(bits.mean(), 0.5, atol=4 * 0.5 / 200)
+    np.testing.assert_allclose(np.mean(bits[1:] * bits[:-1]), 0.25, atol=0.02)
+    i, near, far = np.arange(9, len(y)), bits[4:-5].astype(int), bits[:-9].astype(int)
+    scores = []
+    for context in (0 * near, far, near, 2 * near + far):
+        best = np.array([y[i][context == c].mean() for c in range(context.max() + 1)])[context]
+        scores.append(-np.mean(y[i] * np.log(best) + (1 - y[i]) * np.log(np.maximum(1 - best, 1e-300))))
+    np.testing.assert_allclose(scores, list(task.references.values()), atol=0.005)
+    np.testing.assert_allclose(scores, [0.6616, 0.6277, 0.5192, 0.4545], atol=0.005)
+
+
+# ---- text
+
+
+def test_text_spells_the_file_in_a_circle(sentence):
+    task = tasks.text(sentence, random_start=False)
+    length = 2 * len(SHORT) + 3
+    xs, ys = stream(task, length, seed=7)
+    letters = np.array(sorted(set(SHORT)))
+    np.testing.assert_array_equal(xs.sum(1), np.ones(length))
+    assert "".join(letters[np.argmax(xs, 1)]) == (SHORT * 3)[:length]
+    assert "".join(letters[ys]) == (SHORT * 3)[1 : length + 1]
+    assert task.outputs == len(letters) == task.example[0].shape[0]
+
+
+def test_text_begins_where_the_key_says(sentence):
+    task = tasks.text(sentence)
+    positions = jax.jit(jax.vmap(task.init))(jax.random.split(jax.random.key(0), 1000))
+    assert set(positions.tolist()) == set(range(len(SHORT)))
+
+
+def test_text_references_are_those_of_counting(sentence):
+    task = tasks.text(sentence)
+    pairs = list(zip(SHORT, SHORT[1:] + SHORT[0], strict=True))
+    n = len(SHORT)
+    single = -sum(np.log2(SHORT.count(a) / n) for a in SHORT) / n
+    given = -sum(np.log2(pairs.count(pair) / SHORT.count(pair[0])) for pair in pairs) / n
+    assert list(task.references) == ["entropy of a character", "given the previous one"]
+    np.testing.assert_allclose(list(task.references.values()), [single, given], rtol=1e-12)
+    # shown loss = scale × nats: the best prediction without memory scores the first reference
+    frequencies = np.array([SHORT.count(a) / n for a in sorted(set(SHORT))])
+    nats = jax.jit(jax.vmap(task.loss, (None, 0)))(np.log(frequencies), stream(task, n)[1]).mean()
+    np.testing.assert_allclose(task.scale * nats, single, rtol=1e-12)
+
+
+def test_the_default_text_is_english():
+    task = tasks.text(characters=200_000)
+    # CPython's documentation changes a little from version to version: 4.678 and 3.579 with 3.11
+    np.testing.assert_allclose(list(task.references.values()), [4.68, 3.58], atol=0.05)
+    assert task.references != tasks.text().references
+
+
+def test_text_reads_unicode_and_keeps_line_ends(tmp_path):
+    path = tmp_path / "unicode.txt"
+    path.write_bytes("\ufeffπ𝛑\r\nß".encode())
+    _, ys = stream(tasks.text(path, random_start=False), 5)
+    assert "".join(np.array(sorted("π𝛑\r\nß"))[ys]) == "𝛑\r\nßπ"
+
+
+def test_text_with_a_large_alphabet(tmp_path):
+    path = tmp_path / "alphabet.txt"
+    path.write_text(alphabet := "".join(map(chr, range(0x4E00, 0x4E00 + 300))), encoding="utf-8")
+    xs, ys = stream(task := tasks.text(path, random_start=False), 300)
+    np.testing.assert_array_equal(np.argmax(xs, 1), np.arange(300))
+    assert ys[254:258].tolist() == [255, 256, 257, 258]
+    assert task.outputs == len(alphabet)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"aaaa", "one distinct character only, 'a'"),
+        (b"abc\xff", "is not UTF-8: invalid start byte at byte 3"),
+    ],
+)
+def test_text_that_cannot_be_learned(tmp_path, content, message):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"bad.txt.* {message}"):
+        tasks.text(path)
+
+
+def test_bad_arguments(tmp_path, sentence):
+    with pytest.raises(FileNotFoundError, match=r"no text file at .*absent.txt"):
+        tasks.text(tmp_path / "absent.txt")
+    with pytest.raises(FileNotFoundError, match="no text file at"):
+        tasks.text(tmp_path)
+    with pytest.raises(ValueError, match="has 41 characters, fewer than the 42 asked for"):
+        tasks.text(sentence, characters=42)
+    with pytest.raises(TypeError, match="random_start must be True or False, got 1"):
+        tasks.text(sentence, random_start=1)
+    with pytest.raises(ValueError, match="t1 and t2 must differ, got 3 for both"):
+        tasks.add(t1=3, t2=3)
+    with pytest.raises(ValueError, match="repeat must be at least 1, got 0"):
+        tasks.add(repeat=0)
+    with pytest.raises(ValueError, match="not half of it, got 5 of 10"):
+        tasks.influence_balancing(positive=5, units=10)
+    with pytest.raises(TypeError, match="dtype must be a real floating dtype, got complex128"):
+        tasks.influence_balancing(dtype=complex)
