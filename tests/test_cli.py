@@ -1,0 +1,183 @@
+"""The command: what it prints and writes, and how it refuses."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from online_grads import ESTIMATORS, tasks
+from online_grads.cli import main
+from online_grads.report import columns
+
+CONFIG = """
+[task]
+name = "influence_balancing"
+[run]
+updates = 20
+precision = "float64"
+[optimizer]
+name = "sgd"
+learning_rate = [1e-4, 1e-5]
+[[estimator]]
+name = "rtrl"
+[[estimator]]
+name = "tbptt"
+label = "cut"
+window = 10
+seeds = 2
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def refused(capsys, *arguments):
+    """The one line on stderr with which the command refuses."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("online-grads: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_run_prints_a_table_and_writes_three_files(here, capsys):
+    assert main(["run", "small.toml", "--set", "run.updates=30", "--set", "estimator.1.updates=20"]) == 0
+    out, _ = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0].split("  ")[0] == "estimator"
+    assert "loss [½(s₀ − 1)²]" in lines[0]
+    assert lines[1].split()[0] == "rtrl"
+    assert lines[2].split()[0] == "cut"
+    assert any(line.startswith("θ stays at 0.5") and "8 ½" in line for line in lines)
+    assert lines[-1] == "written to runs/small"
+    folder = here / "runs" / "small"
+    assert sorted(path.name for path in folder.iterdir()) == ["curves.png", "metrics.npz", "summary.json"]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    refuse = lambda name: pytest.fail(f"{name} is no JSON")
+    summary = json.loads((folder / "summary.json").read_text(), parse_constant=refuse)
+    rtrl, cut = summary["estimators"]["rtrl"], summary["estimators"]["cut"]
+    assert rtrl["updates"] == rtrl["steps"] == 30
+    assert (cut["updates"], cut["steps"], cut["window"], cut["seeds"]) == (20, 200, 10, 2)
+    assert {"loss_first", "loss_last", "diverged", "seconds_per_step", "state_bytes"} <= rtrl.keys()
+    assert [score["learning_rate"] for score in rtrl["learning_rates"]] == [1e-4, 1e-5]
+    assert summary["config"]["run"] == {"updates": 30, "precision": "float64"}
+    assert summary["failure"] is None
+
+    metrics = np.load(folder / "metrics.npz")
+    assert metrics["rtrl/loss"].shape == (2, 1, 30)
+    assert metrics["cut/step"].tolist() == list(range(10, 201, 10))
+    best = [score["learning_rate"] for score in rtrl["learning_rates"]].index(rtrl["learning_rate"])
+    np.testing.assert_allclose(rtrl["loss_first"], metrics["rtrl/loss"][best, 0, :3].mean())
+    np.testing.assert_allclose(rtrl["loss_last"], metrics["rtrl/loss"][best, 0, -3:].mean())
+    np.testing.assert_allclose(len(rtrl["params"]["theta"]), 1)
+    assert cut["params"]["theta"][0] == cut["params"]["theta"][1] > 0.5
+
+
+def test_nothing_is_overwritten(here, capsys):
+    (here / "runs" / "small").mkdir(parents=True)
+    (here / "runs" / "small" / "mine").write_text("precious")
+    assert main(["run", "small.toml", "--set", "run.updates=2"]) == 0
+    assert capsys.readouterr().out.endswith("written to runs/small-2\n")
+    assert (here / "runs" / "small" / "mine").read_text() == "precious"
+    error = refused(capsys, "run", "small.toml", "--out", "runs/small")
+    assert "--out runs/small: not empty, and nothing is overwritten" in error
+    assert "small.toml" in refused(capsys, "run", "small.toml", "--out", "small.toml")
+
+
+def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
+    assert "the following arguments are required: CONFIG.toml" in refused(capsys, "run")
+    assert "unrecognized arguments: --sett" in refused(capsys, "run", "small.toml", "--sett", "a.b=1")
+    assert "invalid choice: 'rum'" in refused(capsys, "rum")
+    assert "none.toml: No such file" in refused(capsys, "run", "none.toml")
+    error = refused(capsys, "run", "small.toml", "--set", "estimator.0.name=rtlr")
+    assert "small.toml: estimator.0.name: unknown name 'rtlr'; did you mean 'rtrl'? possible: " in error
+    error = refused(capsys, "run", "small.toml", "--set", "estimator.1.history=-1")
+    assert "small.toml: estimator.1 (tbptt): history must be at least 0" in error
+    assert not list(here.glob("runs/*"))
+
+
+def test_data_that_are_not_finite_leave_what_was_done(here, capsys, monkeypatch):
+    def spoilt(**options):
+        task = tasks.influence_balancing(**options)
+
+        def draw(state, length):
+            state, (xs, ys) = task.draw(state, length)
+            steps = state - length + jnp.arange(length, dtype=jnp.int32)
+            return state, (xs, jnp.where(steps == 13, jnp.nan, ys))
+
+        return task._replace(draw=draw)
+
+    monkeypatch.setitem(tasks.TASKS, "influence_balancing", spoilt)
+    assert main(["run", "small.toml", "--set", "run.chunk=5", "--out", "out"]) == 1
+    out, err = capsys.readouterr()
+    assert err == "online-grads: stopped early: rtrl: ys is not finite at step 13 of the stream\n"
+    assert "rtrl" in out
+    assert "cut" not in out
+    summary = json.loads((here / "out" / "summary.json").read_text())
+    assert summary["failure"] == "rtrl: ys is not finite at step 13 of the stream"
+    assert list(summary["estimators"]) == ["rtrl"]
+    assert summary["estimators"]["rtrl"]["steps"] == 10
+    assert np.load(here / "out" / "metrics.npz")["rtrl/loss"].shape == (2, 1, 10)
+    assert (here / "out" / "curves.png").exists()
+
+
+def test_a_diverging_estimator_is_reported(here, capsys):
+    rates = "optimizer.learning_rate=1e4"
+    assert main(["run", "small.toml", "--set", rates, "--set", "run.updates=200", "--out", "out"]) == 0
+    out, _ = capsys.readouterr()
+    assert "1 of 1" in out
+    assert "2 of 2" in out
+    cut = json.loads((here / "out" / "summary.json").read_text())["estimators"]["cut"]
+    assert cut["diverged"] == 2
+    assert cut["loss_last"] is None
+
+
+def test_list_shows_the_registry(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["name", "family", "structure", "noise"]
+    assert [line.split()[0] for line in lines[1:]] == list(ESTIMATORS)
+    for line, row in zip(lines[1:], ESTIMATORS.values(), strict=True):
+        assert all(fact in line for fact in (row.family, row.structure, row.bias, row.time, row.memory))
+
+
+def test_help_prints_the_schema(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["run", "--help"])
+    out, _ = capsys.readouterr()
+    assert "[[estimator]]" in out
+    assert "learning_rate         a number, or a list" in out
+    assert "  text: path" in out
+
+
+def test_a_missing_extra_is_named(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert "tqdm missing: pip install online-grads[run]" in refused(capsys, "run", "small.toml")
+
+
+def test_the_library_and_the_command_do_without_the_extras():
+    code = "import sys, online_grads, online_grads.cli; print({'tqdm', 'matplotlib'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout == "set()\n"
+
+
+def test_python_dash_m():
+    shown = subprocess.run(
+        [sys.executable, "-m", "online_grads", "list"], capture_output=True, text=True, check=True
+    )
+    assert "rtrl" in shown.stdout
+
+
+def test_columns():
+    assert columns([("a", "bb"), ("long", "c")]) == ["a     bb", "long   c"]
+    assert columns([("a", "bb"), ("long", "c")], right=False) == ["a     bb", "long  c"]
+    assert columns([]) == []

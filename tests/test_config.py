@@ -1,0 +1,189 @@
+"""Configs: defaults, overrides, and every mistake one line that says where and what was possible."""
+
+import copy
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from online_grads import config
+from online_grads.config import ConfigError, load, parse
+from online_grads.signatures import expected, fits, options
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TABLES = {
+    "task": {"name": "add", "t1": 3},
+    "model": {"cell": "vanilla_rnn", "hidden": [8, 4], "leak": 0.5},
+    "run": {"steps": 120, "seeds": 3},
+    "optimizer": {"name": "adam", "learning_rate": [0.1, 1], "b1": 0.8},
+    "estimator": [
+        {"name": "tbptt", "window": 10},
+        {"name": "rtrl", "steps": 60, "seeds": 1, "optimizer": {"learning_rate": 0.5}},
+        {"name": "uoro", "label": "noisy", "updates": 7, "window": 3, "optimizer": {"name": "sgd"}},
+    ],
+}
+TABLES["estimator"][2]["optimizer"]["learning_rate"] = 0.01
+
+
+def changed(path, value):
+    """The good tables with one value set, or taken out if it is None."""
+    tables = copy.deepcopy(TABLES)
+    *sections, key = path.split(".")
+    table: Any = tables
+    for section in sections:
+        table = table[int(section) if isinstance(table, list) else section]
+    if value is None:
+        del table[key]
+    else:
+        table[key] = value
+    return tables
+
+
+def test_defaults_and_what_estimators_override():
+    read = parse(TABLES)
+    assert read.task == config.TaskConfig("add", {"t1": 3})
+    assert read.model == config.ModelConfig("vanilla_rnn", (8, 4), {"leak": 0.5})
+    assert read.run == config.RunConfig(seeds=3, seed=0, precision="float32", axis="steps", chunk=4096)
+    tbptt, rtrl, uoro = read.estimators
+    assert (tbptt.label, tbptt.steps, tbptt.seeds) == ("tbptt(10)", 120, 3)
+    assert tbptt.optimizer == config.OptimizerConfig("adam", (0.1, 1.0), {"b1": 0.8})
+    assert (rtrl.label, rtrl.steps, rtrl.seeds, rtrl.window) == ("rtrl", 60, 1, 1)
+    assert rtrl.optimizer == config.OptimizerConfig("adam", (0.5,), {"b1": 0.8})
+    assert (uoro.label, uoro.steps) == ("noisy", 21)
+    assert uoro.optimizer == config.OptimizerConfig("sgd", (0.01,), {})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("modell", {}, "unknown section [modell]; did you mean 'model'? possible: estimator, model, "),
+        ("task.name", "ad", "task.name: unknown name 'ad'; did you mean 'add'? possible: add, influence_"),
+        ("task.name", None, "task.name: missing; possible: add, influence_balancing, text"),
+        ("task.t3", 1, "task.t3: unknown key; possible: name, repeat, t1, t2"),
+        ("task.t1", 1.5, "task.t1: expected an integer, got 1.5"),
+        ("task", "add", "task: expected a table, got 'add'"),
+        ("model.cell", "gruu", "model.cell: unknown name 'gruu'; did you mean 'gru'? possible: gru, "),
+        ("model.leek", 1, "model.leek: unknown key; did you mean 'leak'? possible: cell, hidden, leak"),
+        ("model.leak", "half", "model.leak: expected a number, got 'half'"),
+        ("model.hidden", [8, 0], "model.hidden: expected sizes of at least 1, got [8, 0]"),
+        ("model.hidden", "8", "model.hidden: expected an integer or a list, got '8'"),
+        ("run.updates", 12, "run.updates: steps are given too; give one of them"),
+        ("run.steps", 1e5, "run.steps: expected an integer, got 100000.0"),
+        ("run.steps", 0, "run.steps: must be at least 1, got 0"),
+        ("run.steps", 125, "estimator.0.window: 10 does not divide 125 steps; it divides 120 and 130"),
+        ("run.steps", None, "estimator.0.steps: missing; give steps or updates, here or in [run]"),
+        ("run.seeds", True, "run.seeds: expected an integer, got True"),
+        ("run.stesp", 1, "run.stesp: unknown key; did you mean 'steps'? possible: axis, chunk, precision, "),
+        ("run.precision", "float46", "run.precision: unknown name 'float46'; did you mean 'float64'? "),
+        ("run.axis", "time", "run.axis: unknown name 'time'; possible: steps, updates"),
+        ("optimizer.name", "adamm", "optimizer.name: unknown name 'adamm'; did you mean 'adam'? possible: "),
+        ("optimizer.b3", 0.9, "optimizer.b3: unknown key; possible: b1, b2, eps, "),
+        ("optimizer.b1", "x", "optimizer.b1: expected "),
+        ("optimizer.learning_rate", None, "optimizer.learning_rate: missing; expected a number or a list"),
+        ("optimizer.learning_rate", [0.1, "x"], "expected a number or a list, got [0.1, 'x']"),
+        ("optimizer.learning_rate", [], "optimizer.learning_rate: expected numbers ≥ 0, got []"),
+        ("optimizer.learning_rate", -1, "optimizer.learning_rate: expected numbers ≥ 0, got [-1]"),
+        ("estimator", [], "estimator: expected one [[estimator]] table or more"),
+        ("estimator", {"name": "rtrl"}, "estimator: expected one [[estimator]] table or more"),
+        (
+            "estimator.1.name",
+            "rtlr",
+            "estimator.1.name: unknown name 'rtlr'; did you mean 'rtrl'? possible: ",
+        ),
+        ("estimator.0.histroy", 1, "estimator.0.histroy: unknown key; did you mean 'history'? possible: "),
+        ("estimator.0.history", "x", "estimator.0.history: expected an integer, got 'x'"),
+        ("estimator.0.window", 0, "estimator.0.window: must be at least 1, got 0"),
+        (
+            "estimator.1.label",
+            "tbptt(10)",
+            "estimator.1.label: there is a 'tbptt(10)' already; give this one",
+        ),
+        ("estimator.1.optimizer.lr", 1, "estimator.1.optimizer.lr: unknown key; possible: b1, "),
+        ("estimator.1.optimizer", 0.1, "estimator.1.optimizer: expected "),
+    ],
+)
+def test_a_mistake_is_one_line(path, value, message):
+    with pytest.raises(ConfigError, match="^here.toml: .*" + re.escape(message)) as caught:
+        parse(changed(path, value), source="here.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    file = tmp_path / "a.toml"
+    with pytest.raises(ConfigError, match=r"a\.toml: No such file"):
+        load(file)
+    file.write_text("[run\nsteps = 1")
+    with pytest.raises(ConfigError, match=r"a\.toml: Expected .* line 1"):
+        load(file)
+    file.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"a\.toml: .*utf-8"):
+        load(file)
+
+
+def test_overrides():
+    read = load(
+        CONFIGS / "add.toml",
+        [
+            "run.updates=30",
+            "run.precision = float64",
+            "model.hidden=[4, 4]",
+            "estimator.window=3",
+            "estimator.1.label='other'",
+            "estimator.0.optimizer.learning_rate=0.5",
+        ],
+    )
+    assert read.run.precision == "float64"
+    assert read.run.axis == "updates"
+    assert read.model.hidden == (4, 4)
+    assert {(row.window, row.steps) for row in read.estimators} == {(3, 90)}
+    assert read.estimators[1].label == "other"
+    assert [row.optimizer.learning_rate for row in read.estimators[:2]] == [(0.5,), (1e-4,)]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("run.steps", "--set run.steps: expected section.key=value"),
+        ("steps=3", "--set steps=3: expected section.key=value"),
+        ("run.steps=[1", "--set run.steps=[1: '[1' is not a TOML value"),
+        ("run.steps.x=1", "--set run.steps.x=1: run.steps is not a table"),
+        ("estimator.9.window=1", "--set estimator.9.window=1: the config has 4 estimators, counted from 0"),
+        ("run.step=1", "add.toml: run.step: unknown key; did you mean 'steps'?"),
+        ("ran.steps=1", "add.toml: unknown section [ran]; did you mean 'run'?"),
+    ],
+)
+def test_overrides_that_cannot_be(item, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(CONFIGS / "add.toml", [item])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_configs_that_ship(path):
+    read = load(path)
+    assert read.tables["task"]["name"] == read.task.name
+    assert "Paper:" in (text := path.read_text()) or "Setting:" in text
+
+
+def test_the_schema_names_every_key():
+    keys = {field.name for field in dataclasses.fields(config.RunConfig)}
+    keys |= {field.name for field in dataclasses.fields(config.EstimatorConfig)} - {"options"}
+    keys |= {"cell", "hidden", "learning_rate", "[task]", "[model]", "[run]", "[optimizer]", "[[estimator]]"}
+    assert [key for key in keys if key not in config.SCHEMA] == []
+    for name, value in (("chunk", 4096), ("seeds", 1), ("seed", 0), ("window", 1)):
+        assert re.search(rf"^  {name} = {value} ", config.SCHEMA, re.MULTILINE)
+    assert parse(changed("estimator.0.window", None)).estimators[0].window == 1
+
+
+def test_options_are_checked_against_signatures():
+    def make(model, *, order: int, rule: Literal["a", "b"] = "a", extra=None, act: Any = None, **more): ...
+
+    assert list(options(make)) == ["order", "rule", "extra", "act"]
+    assert fits("b", Literal["a", "b"])
+    assert not fits("c", Literal["a", "b"])
+    assert expected(Literal["a", "b"]) == "one of 'a', 'b'"
+    assert fits(object(), inspect.Parameter.empty)
+    assert not fits((1, "x"), tuple[int, ...])
+    assert expected(float | None) == "a number"

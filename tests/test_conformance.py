@@ -1,0 +1,230 @@
+"""Laws that hold for every estimator of the registry; a new row inherits them."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from online_grads import ESTIMATORS, averaged, batched, gradient, hidden_of, learner, memory, scan
+from online_grads.types import Estimate
+from tests import models
+
+STREAMS, STEPS, WINDOW = 3, 12, 3
+TRANSFORMS = {
+    "plain": lambda estimator: estimator,
+    "averaged": lambda estimator: averaged(estimator, 2),
+}
+EVERY = pytest.mark.parametrize("name", ESTIMATORS)
+WITH_TRANSFORMS = pytest.mark.parametrize("transform", TRANSFORMS)
+
+
+@functools.cache
+def case(name, transform="plain", resets=False):
+    """An estimator on a small GRU, its parameters and hidden state, and a stream."""
+    model = models.gru()
+    if resets:
+        model = models.learned_start(model)
+    estimator = TRANSFORMS[transform](ESTIMATORS[name].constructor(model))
+    params, hidden = model.init(jax.random.key(0))
+    hidden = jax.tree.map(lambda h: h + 0.3, hidden)
+    return estimator, params, hidden, models.stream(model, STEPS)
+
+
+def close(one, other, tolerance=1e-10):
+    chex.assert_trees_all_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@EVERY
+@WITH_TRANSFORMS
+def test_protocol_and_fixed_point(name, transform):
+    """The gradient is like params, and the carry keeps structure, shapes, dtypes and size."""
+    estimator, params, hidden, (xs, ys) = case(name, transform)
+    state = estimator.init(params, hidden, key=jax.random.key(1))
+    for k in (1, WINDOW, STEPS):
+        update = lambda state: estimator.update(state, params, xs[:k], ys[:k])
+        moved, estimate = jax.eval_shape(update, state)
+        assert isinstance(estimate, Estimate)
+        chex.assert_trees_all_equal_shapes_and_dtypes(estimate.grads, params)
+        chex.assert_shape(estimate.loss, ())
+        assert estimate.outputs.shape == (k, models.OUTPUTS)
+        chex.assert_trees_all_equal_shapes_and_dtypes(moved, jax.eval_shape(lambda: state))
+    chex.assert_trees_all_equal_shapes_and_dtypes(hidden_of(state), hidden)
+    leaves = [leaf for leaf in jax.tree.leaves(state) if not is_key(leaf)]
+    assert memory(estimator, params, hidden) >= sum(leaf.nbytes for leaf in leaves)
+
+
+@EVERY
+def test_single_precision_stays_single(name):
+    """State and gradient keep float32 while 64-bit floats are on."""
+    model = models.gru()
+    cast = lambda tree: jax.tree.map(lambda s: s.astype(jnp.float32), tree)
+    single = model._replace(init=lambda key: cast(model.init(key)), example=cast(model.example))
+    estimator = ESTIMATORS[name].constructor(single)
+    params, hidden = single.init(jax.random.key(0))
+    state = estimator.init(params, hidden, key=jax.random.key(1))
+    xs, ys = models.stream(single, 2)
+    state, estimate = jax.eval_shape(estimator.update, state, params, xs, ys)
+    floats = [leaf.dtype for leaf in jax.tree.leaves((state, estimate)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert set(floats) == {jnp.dtype(jnp.float32)}
+
+
+@EVERY
+def test_one_compilation_and_no_difference_to_eager(name):
+    estimator, params, hidden, (xs, ys) = case(name)
+    compiled = jax.jit(estimator.update)
+    eager_state = state = estimator.init(params, hidden, key=jax.random.key(1))
+    for start in (0, WINDOW, 2 * WINDOW):
+        part = xs[start : start + WINDOW], ys[start : start + WINDOW]
+        state, estimate = compiled(state, params, *part)
+    assert compiled._cache_size() == 1
+    with jax.disable_jit():
+        eager_state, eager = estimator.update(eager_state, params, xs[:WINDOW], ys[:WINDOW])
+    state, estimate = compiled(
+        estimator.init(params, hidden, key=jax.random.key(1)), params, xs[:WINDOW], ys[:WINDOW]
+    )
+    close(estimate, eager)
+    close(hidden_of(state), hidden_of(eager_state))
+
+
+@EVERY
+def test_vmap_over_seeds_is_the_loop_over_seeds(name):
+    estimator, params, hidden, (xs, ys) = case(name)
+    keys = jax.random.split(jax.random.key(2), 3)
+    run = lambda key: gradient(estimator, params, hidden, xs, ys, key=key, window=WINDOW)
+    together = jax.jit(jax.vmap(run))(keys)
+    single = jax.jit(run)
+    for number, key in enumerate(keys):
+        close(jax.tree.map(lambda leaf, i=number: leaf[i], together), single(key))
+    different = [not np.allclose(leaf[0], leaf[1]) for leaf in jax.tree.leaves(together["cell"])]
+    assert any(different) == ESTIMATORS[name].stochastic
+
+
+@EVERY
+def test_chunked_is_unchunked_bitwise(name):
+    estimator, params, hidden, (xs, ys) = case(name)
+    online = learner(estimator, optax.sgd(1e-2, momentum=0.9))
+    start = online.init(params, hidden, key=jax.random.key(1))
+    run = jax.jit(lambda state, xs, ys: scan(online, state, xs, ys, window=WINDOW))
+    whole, _ = run(start, xs, ys)
+    half = STEPS // 2
+    parts, _ = run(run(start, xs[:half], ys[:half])[0], xs[half:], ys[half:])
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        if is_key(one):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        np.testing.assert_array_equal(one, other)
+
+
+@EVERY
+def test_streams_of_a_batch_are_streams_on_their_own(name):
+    estimator, params, hidden, _ = case(name)
+    many = batched(estimator, STREAMS)
+    xs, ys = models.stream(models.gru(), STREAMS * WINDOW)
+    xs, ys = (leaf.reshape(WINDOW, STREAMS, -1) for leaf in (xs, ys))
+    state = many.init(params, hidden, key=jax.random.key(1))
+    after, estimate = jax.jit(many.update)(state, params, xs, ys)
+    alone = []
+    for s in range(STREAMS):
+        own = jax.tree.map(lambda leaf, s=s: leaf[s], state.streams)
+        own, one = jax.jit(estimator.update)(own, params, xs[:, s], ys[:, s])
+        alone.append(one.grads)
+        close(jax.tree.map(lambda leaf, s=s: leaf[s], hidden_of(after)), hidden_of(own))
+        close(estimate.outputs[:, s], one.outputs)
+    close(estimate.grads, jax.tree.map(lambda *leaves: sum(leaves) / STREAMS, *alone))
+
+
+@EVERY
+@WITH_TRANSFORMS
+@pytest.mark.parametrize("r", [0, 3])
+def test_a_reset_makes_two_separate_streams(name, transform, r):
+    """k·grads = r·grads before the reset + (k−r)·grads after it, and nothing of the past survives."""
+    estimator, params, hidden, ((xs, resets), ys) = case(name, transform, resets=True)
+    update = jax.jit(estimator.update)
+    k = 7
+    state = estimator.init(params, hidden, key=jax.random.key(1))
+    state, _ = update(state, params, (xs[:5], resets[:5]), ys[:5])
+    xs, ys, at = xs[5:12], ys[5:12], resets[5:12].at[r].set(True)
+    end, joint = update(state, params, (xs, at), ys)
+
+    fresh = estimator.init(params, hidden, key=jax.random.key(1))
+    if ESTIMATORS[name].stochastic:
+        fresh = with_keys_of(state, fresh)
+    fresh_end, after = update(fresh, params, (xs[r:], at[r:]), ys[r:])
+    expected = jax.tree.map(lambda g: (k - r) * g, after.grads)
+    if r:
+        _, before = update(state, params, (xs[:r], at[:r]), ys[:r])
+        expected = jax.tree.map(lambda e, g: e + r * g, expected, before.grads)
+    close(jax.tree.map(lambda g: k * g, joint.grads), expected)
+    assert_same_end(end, fresh_end)
+    poisoned = jax.tree_util.tree_map_with_path(poison, state)
+    poisoned_end, poisoned_joint = update(poisoned, params, (xs, at), ys)
+    assert_same_end(poisoned_end, fresh_end)
+    if r == 0:
+        close(poisoned_joint.grads, joint.grads)
+
+
+@EVERY
+def test_without_the_reset_the_streams_are_not_separate(name):
+    estimator, params, hidden, ((xs, resets), ys) = case(name, resets=True)
+    state = estimator.init(params, hidden, key=jax.random.key(1))
+    state, _ = estimator.update(state, params, (xs[:5], resets[:5]), ys[:5])
+    end, _ = estimator.update(state, params, (xs[5:], resets[5:]), ys[5:])
+    fresh = estimator.init(params, hidden, key=jax.random.key(1))
+    fresh_end, _ = estimator.update(fresh, params, (xs[5:], resets[5:]), ys[5:])
+    with pytest.raises(AssertionError):
+        assert_same_end(end, fresh_end)
+
+
+@EVERY
+def test_nan_is_reported_and_stays_with_its_seed(name):
+    estimator, params, hidden, (xs, ys) = case(name)
+    online = learner(estimator, optax.sgd(0.1))
+    keys = jax.random.split(jax.random.key(1), 3)
+    states = jax.vmap(lambda key: online.init(params, hidden, key=key))(keys)
+    sick = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), states.params)
+    run = jax.jit(jax.vmap(lambda state: scan(online, state, xs, ys, window=WINDOW)))
+    _, healthy = run(states)
+    end, metrics = run(states._replace(params=sick))
+    np.testing.assert_array_equal(jnp.all(metrics.finite, axis=1), [True, False, True])
+    for seed in (0, 2):
+        np.testing.assert_array_equal(metrics.loss[seed], healthy.loss[seed])
+        assert all(jnp.all(jnp.isfinite(leaf[seed])) for leaf in jax.tree.leaves(end.params))
+
+
+@EVERY
+def test_constructors_work_inside_jit(name):
+    estimator, params, hidden, (xs, ys) = case(name)
+
+    @jax.jit
+    def inside(params):
+        made = ESTIMATORS[name].constructor(models.gru())
+        return gradient(made, params, hidden, xs, ys, key=jax.random.key(3), window=WINDOW)
+
+    outside = gradient(estimator, params, hidden, xs, ys, key=jax.random.key(3), window=WINDOW)
+    close(inside(params), outside)
+
+
+def with_keys_of(state, fresh):
+    """The fresh state with the other's random keys."""
+    return jax.tree.map(lambda new, old: old if is_key(old) else new, fresh, state)
+
+
+def poison(path, leaf):
+    """Infinity in everything that an estimator carries beside the hidden state."""
+    keep = any(getattr(key, "name", None) == "hidden" for key in path) or not jnp.issubdtype(
+        leaf.dtype, jnp.floating
+    )
+    return leaf if keep else jnp.full_like(leaf, jnp.inf)
+
+
+def assert_same_end(one, other):
+    """Equal carries, keys included."""
+    plain = lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf
+    close(jax.tree.map(plain, one), jax.tree.map(plain, other))
+
+
+def is_key(leaf):
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,112 @@
+"""Step by step against values of an independent implementation, tests/data/vanilla_rnn.npz."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from online_grads import Model, losses, rtrl, tbptt, uoro
+from online_grads.analysis import analyse
+from online_grads.estimators.past_facing import uoro as uoro_file
+from online_grads.linearize import Leaves, Segment
+
+DATA = dict(np.load(Path(__file__).parent / "data" / "vanilla_rnn.npz"))
+STEPS, SIZE = DATA["states"].shape
+LEAVES = ("W_rec", "W_in", "b_rec", "W_out", "b_out")
+
+
+def network():
+    """The reference network and its hidden state before the first step."""
+    alpha = float(DATA["alpha"])
+    params = {name: jnp.asarray(DATA[name]) for name in LEAVES}
+
+    def transition(params, a, x):
+        drive = params["W_rec"] @ a + params["W_in"] @ x + params["b_rec"]
+        return (1 - alpha) * a + alpha * jnp.tanh(drive)
+
+    def loss(params, a, y):
+        logits = params["W_out"] @ a + params["b_out"]
+        return losses.softmax_cross_entropy(logits, y), logits
+
+    example = jnp.asarray(DATA["X"][0]), jnp.asarray(DATA["Y"][0])
+    return Model(lambda key: (params, jnp.asarray(DATA["a0"])), transition, loss, example)
+
+
+def assert_emits(name, steps, grads):
+    """The sum of what the reference emits over `steps`."""
+    for leaf in LEAVES:
+        expected = DATA[f"{name}_g{leaf}"][steps].sum(axis=0)
+        np.testing.assert_allclose(grads[leaf], expected, rtol=1e-10, atol=1e-12, err_msg=leaf)
+
+
+def run(estimator, window):
+    """The estimates of consecutive segments."""
+    model = network()
+    params, hidden = model.init(None)
+    state, update = estimator.init(params, hidden, key=jax.random.key(0)), jax.jit(estimator.update)
+    for start in range(0, STEPS, window):
+        part = slice(start, start + window)
+        state, estimate = update(state, params, jnp.asarray(DATA["X"][part]), jnp.asarray(DATA["Y"][part]))
+        yield part, state, jax.tree.map(lambda g: window * g, estimate.grads), estimate.loss
+
+
+def test_rtrl_emits_the_reference_gradient_at_every_step():
+    for step, state, grads, loss in run(rtrl(network()), 1):
+        np.testing.assert_allclose(state.hidden, DATA["states"][step][0], rtol=1e-12)
+        np.testing.assert_allclose(loss, DATA["loss"][step][0], rtol=1e-12)
+        assert_emits("rtrl", step, grads)
+
+
+def test_windows_of_backpropagation():
+    for window, _, grads, _ in run(tbptt(network()), 4):
+        assert_emits("ebptt4", window, grads)
+
+
+def test_windows_with_a_longer_memory_emit_something_else():
+    _, (window, _, grads, _), *_ = run(tbptt(network(), history=4), 4)
+    with pytest.raises(AssertionError):
+        assert_emits("ebptt4", window, grads)
+
+
+def uoro_influence(A, B):
+    """s̃ and θ̃ of the reference: B's columns are [W_rec, W_in, b_rec]."""
+    inputs = DATA["W_in"].shape[1]
+    W_rec, W_in, bias = np.split(B, [SIZE, SIZE + inputs], axis=1)
+    # the transition's leaves in tree order: W_in, W_rec, b_rec
+    return uoro_file.UoroInfluence(jnp.asarray(A), [jnp.asarray(W_in), jnp.asarray(W_rec), jnp.asarray(bias[:, 0])])
+
+
+@pytest.mark.parametrize("epsilon", [0.0, pytest.param(1e-3, marks=pytest.mark.xfail(strict=True))])
+def test_uoro_moves_as_the_reference_under_the_recorded_noise(epsilon):
+    model = network()
+    found = analyse(model)
+    leaves = Leaves(found)
+    params, a = model.init(None)
+    theta = found.theta(params)
+    influence = uoro_influence(DATA["uoro_A0"], DATA["uoro_B0"])
+    assert [found.names[i] for i in found.moving] == ["params['W_in']", "params['W_rec']", "params['b_rec']"]
+    for step in range(STEPS):
+        segment = Segment(leaves, theta, a, [], jnp.asarray(DATA["X"][step])[None])
+        noise = jnp.asarray(DATA["uoro_nu"][step], float)
+        influence = uoro_file.propagate(influence, segment, noise, epsilon)
+        expected = uoro_influence(DATA["uoro_A"][step], DATA["uoro_B"][step])
+        for got, value in zip(jax.tree.leaves(influence), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(got, value, rtol=1e-10, atol=1e-12)
+        scale = DATA["uoro_q"][step] @ influence.s
+        W_in, W_rec, bias = (scale * leaf for leaf in influence.theta)
+        np.testing.assert_allclose(W_rec, DATA["uoro_gW_rec"][step], rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(W_in, DATA["uoro_gW_in"][step], rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(bias, DATA["uoro_gb_rec"][step], rtol=1e-10, atol=1e-12)
+        a = segment.end[0]
+
+
+def test_uoro_emits_what_its_moved_influence_reads():
+    """direct=False through the estimator itself: readout exact, the rest (q·s̃)θ̃."""
+    for step, state, grads, _ in run(uoro(network(), direct=False, epsilon=0.0), 1):
+        scale = DATA["uoro_q"][step][0] @ state.influence.s
+        for leaf, factor in zip(("W_in", "W_rec", "b_rec"), state.influence.theta, strict=True):
+            np.testing.assert_allclose(grads[leaf], scale * factor, rtol=1e-10, atol=1e-12)
+        for leaf in ("W_out", "b_out"):
+            np.testing.assert_allclose(grads[leaf], DATA[f"rtrl_g{leaf}"][step][0], rtol=1e-10, atol=1e-12)
