@@ -25,7 +25,7 @@ class Analysis(NamedTuple):
     y: PyTree  # shapes of one step
     flat: Flat  # layout of the hidden state
     moving: list[int]  # numbers of the parameter leaves that the transition uses
-    reading: list[int]  # numbers of the parameter leaves that the loss uses
+    reading: list[int]  # numbers of the parameter leaves that the loss or its outputs use
 
     @property
     def names(self) -> list[str]:
@@ -118,9 +118,10 @@ def analyse(model: Model, *, allow_unused: bool = False) -> Analysis:
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(f"model.loss must return a floating-point scalar loss, got {_show(loss)}")
         moving = _used(model.transition, params, hidden, x)
-        reading = _used(lambda *args: model.loss(*args)[0], params, hidden, y)
+        reading = _used(model.loss, params, hidden, y)
+        learning = {*moving, *_used(lambda *args: model.loss(*args)[0], params, hidden, y)}
         found = Analysis(model, params, hidden, x, y, flatten(hidden), moving, reading)
-        unused = [name for i, name in enumerate(found.names) if i not in {*moving, *reading}]
+        unused = [name for i, name in enumerate(found.names) if i not in learning]
         if unused and not allow_unused:
             raise ValueError(
                 f"neither model.transition nor model.loss uses {', '.join(unused)}; "

@@ -39,6 +39,8 @@ def _evaluate(jaxpr, consts, args):
     env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, args, strict=True))
     for equation in jaxpr.eqns:
         values = [read(env, atom) for atom in equation.invars]
+        if any(hasattr(atom.aval, "inner_aval") for atom in (*equation.invars, *equation.outvars)):
+            raise ValueError("mutable references (jax.new_ref) cannot be followed: return new arrays instead")
         if equation.primitive.name in _CALLS:
             inner = equation.params[_CALLS[equation.primitive.name]]
             inner, inner_consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
@@ -69,6 +71,12 @@ def bind(equation, values) -> list:
         invars=list(variables), outvars=equation.outvars, eqns=[equation], effects=equation.effects
     )
     return jax.core.eval_jaxpr(single, (), *variables.values())
+
+
+def bind_with(equation, values, **params) -> list:
+    """The results of an equation without a body, its literal operands and some parameters replaced."""
+    results = equation.primitive.bind(*values, **{**equation.params, **params})
+    return results if equation.primitive.multiple_results else [results]
 
 
 @functools.cache

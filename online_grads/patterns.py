@@ -117,6 +117,8 @@ class Patterns:
         """Per site the entries of h' that its drive (or weight) can reach, D_l: [n, batch·post]."""
         structure = self._structure
         splits = np.cumsum([site.batch * site.post for site in structure.sites])
+        if not structure.sites:
+            return []
 
         def reached(flat, weights, rest, x, h):
             pieces = jnp.split(flat, splits[:-1])
@@ -236,10 +238,11 @@ def _size(shape) -> int:
 
 
 def _spread(operand: _Known, shape) -> sparse.csr_matrix:
-    """The operand's dependence, repeated to `shape` where the operand is a scalar."""
-    if _size(operand.shape) == _size(shape):
+    """The operand's dependence, repeated along the axes that the operation broadcasts."""
+    if tuple(operand.shape) == tuple(shape):
         return operand.depends
-    return operand.depends[np.zeros(_size(shape), int)]
+    entries = np.arange(_size(operand.shape)).reshape(operand.shape)
+    return operand.depends[np.broadcast_to(entries, shape).ravel()]
 
 
 def _union(shape, operands):
@@ -295,8 +298,9 @@ def _move(equation, operands, data: int) -> list[_Known]:
         for start, size, o in zip(starts[:-1], sizes, operands, strict=False)
     ]
     values = [jnp.asarray(o.value) for o in operands[data:]]
-    moved = [np.asarray(m) for m in jaxprs.bind(equation, [*numbers, *values])]
     # a gather out of bounds fills in a number that is nobody's: it points at an empty last row
+    nobody = {"fill_value": -1} if "fill_value" in equation.params else {}
+    moved = [np.asarray(m) for m in jaxprs.bind_with(equation, [*numbers, *values], **nobody)]
     moved = [np.where((m < 0) | (m >= starts[-1]), starts[-1], m) for m in moved]
     nonzero = np.concatenate(
         [np.broadcast_to(o.nonzero, o.shape).ravel() for o in operands[:data]] + [[True]]

@@ -21,7 +21,9 @@ class SparseJacobian:
         """Prepare the entries (rows, columns) of J, all of them within J's pattern or zero."""
         self._structure, self._rows, self._columns = structure, rows, columns
         n = patterns.held.shape[0]
-        self._flowing = _Columns(sparse.hstack(patterns.sites, format="csc"))
+        self._flowing = _Columns(
+            sparse.hstack([sparse.csr_matrix((n, 0), dtype=bool), *patterns.sites], format="csc")
+        )
         # h' and all presynaptic vectors below one another: what h reaches while the drives are held
         below = sparse.vstack([patterns.held, *patterns.presynaptic], format="csc")
         self._held = _Columns(below)
@@ -48,7 +50,7 @@ class SparseJacobian:
         _, push, (presynaptic, drives) = jax.linearize(flowing, zeros, has_aux=True)
 
         def seeded(tangent):
-            pieces = jnp.split(tangent, ends[:-1])
+            pieces = [tangent[end - z.size : end] for end, z in zip(ends, zeros, strict=True)]
             return push([p.reshape(z.shape).astype(z.dtype) for p, z in zip(pieces, zeros, strict=True)])
 
         reach = jax.vmap(seeded)(jnp.asarray(self._flowing.seeds, h.dtype))

@@ -186,12 +186,13 @@ class Structure:
         def both(weights, h, rest, x):
             step = lambda h, perturb: self.step(weights, h, rest, x, perturb=perturb)[0]
             at = (h, self.trained_zeros())
-            jax.jvp(step, at, at)
+            # under vmap, because only batching and running show that a rule has no forward mode
+            jax.vmap(lambda tangents: jax.jvp(step, at, tangents))(jax.tree.map(lambda leaf: leaf[None], at))
             return jax.vjp(step, *at)[1](h)
 
         try:
             jax.eval_shape(both, self.weights, h, rest, x)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NotImplementedError) as error:
             raise ValueError(
                 "the transition must be differentiable in forward and in reverse mode; where it uses a "
                 f"custom_vjp, define a custom_jvp instead. JAX says: {error}"
@@ -265,7 +266,11 @@ def _synapse(equation, candidates) -> _Product | None:
         return None
     contracted, batch = equation.params["dimension_numbers"]
     for side, (weight, vector) in enumerate([(left, right), (right, left)]):
-        if weight not in candidates or not jnp.issubdtype(weight.aval.dtype, jnp.floating):
+        if (
+            jaxprs.is_literal(weight)
+            or weight not in candidates
+            or not jnp.issubdtype(weight.aval.dtype, jnp.floating)
+        ):
             continue
         free = _free(vector, contracted[1 - side], batch[1 - side])
         if all(vector.aval.shape[axis] == 1 for axis in free):

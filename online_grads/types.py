@@ -72,7 +72,7 @@ class Metrics(NamedTuple):
     """What one parameter update reports."""
 
     loss: Array  # []  mean over the segment
-    finite: Array  # []  bool: loss, gradient and new parameters are finite
+    finite: Array  # []  bool: the loss and the norms of the gradient and of the new parameters are finite
     grad_norm: Array  # []  global 2-norm of the estimate
     outputs: PyTree  # [k, ...] what model.loss returned besides the loss
     info: dict  # the estimator's info

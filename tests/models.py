@@ -10,9 +10,7 @@ EXAMPLE = (jnp.zeros(INPUTS), jnp.zeros(OUTPUTS))
 
 
 def of_cell(cell):
-    return from_cell(
-        cell, readouts.linear(cell.size, OUTPUTS), losses.softmax_cross_entropy, example=EXAMPLE
-    )
+    return from_cell(cell, readouts.linear(cell.size, OUTPUTS), losses.softmax_cross_entropy, example=EXAMPLE)
 
 
 def vanilla():
@@ -184,7 +182,9 @@ def learned_start(model):
         return jax.tree.unflatten(
             treedef,
             [
-                next(learned) if jnp.issubdtype(leaf.dtype, jnp.floating) else jnp.zeros(leaf.shape, leaf.dtype)
+                next(learned)
+                if jnp.issubdtype(leaf.dtype, jnp.floating)
+                else jnp.zeros(leaf.shape, leaf.dtype)
                 for leaf in leaves
             ],
         )

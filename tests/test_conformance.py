@@ -45,8 +45,7 @@ def test_protocol_and_fixed_point(name, transform):
     estimator, params, hidden, (xs, ys) = case(name, transform)
     state = estimator.init(params, hidden, key=jax.random.key(1))
     for k in (1, WINDOW, STEPS):
-        update = lambda state: estimator.update(state, params, xs[:k], ys[:k])
-        moved, estimate = jax.eval_shape(update, state)
+        moved, estimate = jax.eval_shape(estimator.update, state, params, xs[:k], ys[:k])
         assert isinstance(estimate, Estimate)
         chex.assert_trees_all_equal_shapes_and_dtypes(estimate.grads, params)
         chex.assert_shape(estimate.loss, ())
@@ -68,7 +67,9 @@ def test_single_precision_stays_single(name):
     state = estimator.init(params, hidden, key=jax.random.key(1))
     xs, ys = models.stream(single, 2)
     state, estimate = jax.eval_shape(estimator.update, state, params, xs, ys)
-    floats = [leaf.dtype for leaf in jax.tree.leaves((state, estimate)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    floats = [
+        leaf.dtype for leaf in jax.tree.leaves((state, estimate)) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
     assert set(floats) == {jnp.dtype(jnp.float32)}
 
 

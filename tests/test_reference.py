@@ -75,7 +75,9 @@ def uoro_influence(A, B):
     inputs = DATA["W_in"].shape[1]
     W_rec, W_in, bias = np.split(B, [SIZE, SIZE + inputs], axis=1)
     # the transition's leaves in tree order: W_in, W_rec, b_rec
-    return uoro_file.UoroInfluence(jnp.asarray(A), [jnp.asarray(W_in), jnp.asarray(W_rec), jnp.asarray(bias[:, 0])])
+    return uoro_file.UoroInfluence(
+        jnp.asarray(A), [jnp.asarray(W_in), jnp.asarray(W_rec), jnp.asarray(bias[:, 0])]
+    )
 
 
 @pytest.mark.parametrize("epsilon", [0.0, pytest.param(1e-3, marks=pytest.mark.xfail(strict=True))])

@@ -15,9 +15,8 @@ def orthogonal(key: Array, gates: int, size: int, dtype) -> Array:
     """One orthogonal matrix per gate, stacked: [gates * size, size]."""
     # the QR decomposition exists in 32 and 64 bits only
     wide = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-    draw = jax.nn.initializers.orthogonal()
-    blocks = [draw(k, (size, size), wide) for k in jax.random.split(key, gates)]
-    return jnp.concatenate(blocks).astype(dtype)
+    draw = lambda key: jax.nn.initializers.orthogonal()(key, (size, size), wide)
+    return jax.vmap(draw)(jax.random.split(key, gates)).reshape(gates * size, size).astype(dtype)
 
 
 def inward(key: Array, rows: int, columns: int, dtype) -> Array:

@@ -80,7 +80,7 @@ def averaged(estimator: Estimator, copies: int) -> Estimator:
 
     Args:
         estimator: any `Estimator`; averaging a deterministic one changes nothing.
-        copies: how many copies, each with its own noise.
+        copies: how many copies, each with its own noise; the leading axis of `info`.
 
     Raises:
         ValueError: if there is no copy.

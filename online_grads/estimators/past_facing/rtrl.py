@@ -65,18 +65,18 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
 
     def propagate(influence, segment, noise):
         transfer, factors = segment.jacobians()
-        carried = [_product(transfer, m) for m in influence]
-        return [m + immediate(*f) for m, f in zip(carried, factors, strict=True)]
-
-    def immediate(delta, presynaptic):
-        if presynaptic is None:
-            return delta[..., None]
-        return jnp.einsum("tnbo,tbp->nbop", delta, presynaptic)
+        return [
+            _product(transfer, m) + _immediate(*factor).astype(m.dtype)
+            for m, factor in zip(influence, factors, strict=True)
+        ]
 
     def contract(influence, credit):
-        grads = [jnp.swapaxes(jnp.tensordot(credit, m, 1), 1, 2) for m in influence]
+        grads = [jnp.tensordot(credit.astype(m.dtype), m, 1) for m in influence]
         return structure.collect(
-            [structure.along(site, g, pre=True, post=True) for site, g in zip(sites, grads, strict=True)]
+            [
+                structure.along(site, jnp.swapaxes(grad, 1, 2), pre=True, post=True)
+                for site, grad in zip(sites, grads, strict=True)
+            ]
         )
 
     forget = lambda influence: jax.tree.map(jnp.zeros_like, influence)
@@ -87,4 +87,12 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
 
 def _product(transfer, influence):
     """Φ M, as one matrix product."""
-    return (transfer @ influence.reshape(influence.shape[0], -1)).reshape(influence.shape)
+    flat = influence.reshape(influence.shape[0], -1)
+    return (transfer.astype(influence.dtype) @ flat).reshape(influence.shape)
+
+
+def _immediate(delta, presynaptic):
+    """∂h_b/∂w at fixed h_0, [n, batch, post, pre], from the factors of `Segment.jacobians`."""
+    if presynaptic is None:
+        return delta[..., None]
+    return jnp.einsum("tnbo,tbp->nbop", delta, presynaptic.astype(delta.dtype))

@@ -48,7 +48,8 @@ def pair(n):
 
 @pytest.mark.parametrize("window", [1, 5])
 @pytest.mark.parametrize(
-    ("name", "units"), [("vanilla", jnp.eye(4)), ("gru", jnp.eye(4)), ("lstm", pair(4)), ("normalised", jnp.eye(4))]
+    ("name", "units"),
+    [("vanilla", jnp.eye(4)), ("gru", jnp.eye(4)), ("lstm", pair(4)), ("normalised", jnp.eye(4))],
 )
 def test_order_one_is_the_masked_recursion(name, units, window):
     got, exact = run(snap(MODELS[name]()), MODELS[name](), window)
@@ -96,8 +97,7 @@ def test_orders_on_a_sparse_network_keep_what_the_structure_reaches():
     assert relative_error(*run(snap(MODELS["vanilla"](), order=2), MODELS["vanilla"]())) <= 1e-10
 
 
-def test_independent_columns_are_exact_at_order_one():
-    """Each column is one unit only if its entries meet outside the recurrent weights; a diagonal cell's do."""
+def test_a_diagonal_cell_is_exact_at_order_one():
 
     def init(key):
         params = {"decay": jnp.linspace(0.3, 0.9, 4), "U": jax.random.normal(key, (4, EXAMPLE[0].size))}

@@ -70,7 +70,9 @@ def test_the_direct_form_has_less_variance_and_copies_divide_it():
     assert variance(lambda model: averaged(uoro(model), 4)) == pytest.approx(direct / 4, rel=0.1)
 
 
-@pytest.mark.parametrize(("over", "under", "expected"), [(4.0, 1.0, 2.0), (0.0, 3.0, 1.0), (3.0, 0.0, 1.0), (0.0, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("over", "under", "expected"), [(4.0, 1.0, 2.0), (0.0, 3.0, 1.0), (3.0, 0.0, 1.0), (0.0, 0.0, 1.0)]
+)
 def test_a_vanishing_norm_gives_ratio_one_without_epsilon(over, under, expected):
     assert float(ratio(jnp.asarray(over), jnp.asarray(under), 0.0)) == expected
 

@@ -1,0 +1,169 @@
+"""What an experiment leaves behind: a table to read, numbers to go on with, a figure."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from online_grads.experiment import Report, Result
+from online_grads.plots import Curve, learning_curves
+from online_grads.scores import best, diverged, scores
+
+NOTE = """\
+loss: mean over the last tenth of the updates ± standard error over the seeds that did not diverge
+µs/step: of one seed at one learning rate; all of an estimator's are trained side by side
+diverged: seeds that are not finite or end above where they began"""
+
+
+def table(report: Report) -> str:
+    """The results as text, one line per estimator at its best learning rate, and the task's references."""
+    unit = report.task.unit
+    rows = [("estimator", "learning rate", f"loss [{unit}]", "µs/step", "state bytes", "diverged")]
+    for result in report.results:
+        score = scores(result)[best(result)]
+        rows.append(
+            (
+                result.config.label,
+                f"{score.learning_rate:g}",
+                _measured(score.loss_last, score.loss_last_se),
+                f"{1e6 * result.seconds_per_step:.3g}",
+                f"{result.state_bytes:,}",
+                f"{score.diverged} of {result.config.seeds}",
+            )
+        )
+    references = columns([(name, f"{value:.4g} {unit}") for name, value in report.task.references.items()])
+    parts = ["\n".join(columns(rows)), "\n".join(references), NOTE]
+    return "\n\n".join(filter(None, parts))
+
+
+def columns(rows: Sequence[Sequence[str]], *, right: bool = True) -> list[str]:
+    """Rows of text as aligned lines; the first column to the left, the others to the right if asked.
+
+    >>> columns([("name", "bytes"), ("a", "10")])
+    ['name  bytes', 'a        10']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    others = str.rjust if right else str.ljust
+    aligned = lambda row: [row[0].ljust(widths[0]), *map(others, row[1:], widths[1:])]
+    return ["  ".join(aligned(row)).rstrip() for row in rows]
+
+
+def summary(report: Report) -> dict[str, Any]:
+    """The results as JSON values: what is not finite becomes None.
+
+    Returns:
+        {"estimators": {label: {"loss_first", "loss_last", "diverged", "seconds_per_step", "state_bytes",
+        "params" (small models: the final ones, one entry per seed), ...}}, "config": the config as read,
+        "unit", "references", "failure", ...}. Each estimator's numbers are those of its best learning rate;
+        "learning_rates" has one entry for each.
+    """
+    return _jsonable(
+        {
+            "task": report.config.task.name,
+            "unit": report.task.unit,
+            "references": report.task.references,
+            "estimators": {result.config.label: _estimator(result) for result in report.results},
+            "failure": report.failure,
+            "precision": report.config.run.precision,
+            "device": jax.devices()[0].device_kind,
+            "versions": {"jax": jax.__version__, "online-grads": _version()},
+            "config": report.config.tables,
+        }
+    )
+
+
+def curves(report: Report) -> list[Curve]:
+    """The learning curves of all estimators, each at its best learning rate."""
+    found = []
+    for result in report.results:
+        rate, window = best(result), result.config.window if report.config.run.axis == "steps" else 1
+        where = window * np.arange(1, result.loss.shape[-1] + 1)
+        found.append(Curve(result.config.label, where, result.loss[rate], diverged(result)[rate]))
+    return found
+
+
+def write(report: Report, folder: Path) -> None:
+    """Write summary.json, metrics.npz and curves.png, each complete or not at all.
+
+    metrics.npz holds for every estimator `<label>/loss`, `<label>/finite` and `<label>/grad_norm`, each
+    [learning rates, seeds, updates], and `<label>/step`, the stream steps that each update ends on.
+    """
+    text = json.dumps(summary(report), indent=2, ensure_ascii=False, allow_nan=False)
+    _replace(folder / "summary.json", text.encode())
+    arrays = {}
+    for result in report.results:
+        for name in ("loss", "finite", "grad_norm"):
+            arrays[f"{result.config.label}/{name}"] = getattr(result, name)
+        steps = result.config.window * np.arange(1, result.loss.shape[-1] + 1)
+        arrays[f"{result.config.label}/step"] = steps
+    np.savez(packed := io.BytesIO(), **arrays)
+    _replace(folder / "metrics.npz", packed.getbuffer())
+    figure = learning_curves(
+        curves(report),
+        xlabel={"steps": "stream steps", "updates": "parameter updates"}[report.config.run.axis],
+        ylabel=report.task.unit,
+        references=report.task.references,
+        title=report.config.task.name.replace("_", " "),
+    )
+    figure.savefig(drawn := io.BytesIO(), format="png", dpi=150)
+    _replace(folder / "curves.png", drawn.getbuffer())
+
+
+def _estimator(result: Result) -> dict[str, Any]:
+    found, chosen = scores(result), best(result)
+    return {
+        "name": result.config.name,
+        **found[chosen]._asdict(),
+        "seconds_per_step": result.seconds_per_step,
+        "compile_seconds": result.compile_seconds,
+        "state_bytes": result.state_bytes,
+        "window": result.config.window,
+        "updates": result.loss.shape[-1],
+        "steps": result.loss.shape[-1] * result.config.window,
+        "seeds": result.config.seeds,
+        "optimizer": dataclasses.asdict(result.config.optimizer),
+        "options": result.config.options,
+        "params": jax.tree.map(lambda leaf: leaf[chosen], result.params),
+        "learning_rates": [score._asdict() for score in found],
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, type(None))) else str(value)
+
+
+def _measured(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "none"
+    if error is None:
+        return f"{value:.4g}"
+    return f"{value:.4g} ± {error:.1g}"
+
+
+def _replace(path: Path, content) -> None:
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_bytes(content)
+    os.replace(beside, path)
+
+
+def _version() -> str | None:
+    try:
+        return version("online-grads")
+    except PackageNotFoundError:  # run from a checkout
+        return None

@@ -1,0 +1,63 @@
+"""Numbers that sum up a training run: where its loss began, where it ended, which seeds diverged."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from online_grads.experiment import Result
+
+
+class Score(NamedTuple):
+    """One estimator at one learning rate; losses in the task's unit, None where there is no number.
+
+    The means go over the seeds that did not diverge; if all did, over those whose losses are finite.
+    """
+
+    learning_rate: float
+    loss_first: float | None  # mean over the first tenth of the updates
+    loss_last: float | None  # mean over the last tenth
+    loss_last_se: float | None  # standard error of loss_last
+    averaged: int  # seeds in these means
+    diverged: int  # seeds that diverged
+
+
+def scores(result: Result) -> list[Score]:
+    """The scores of an estimator at its learning rates, in the order of the config."""
+    rates = result.config.optimizer.learning_rate
+    return [_score(*row) for row in zip(rates, *_tenths(result), diverged(result), strict=True)]
+
+
+def diverged(result: Result) -> np.ndarray:
+    """Which runs become non-finite or end above where they began, [rates, seeds] bool."""
+    first, last = _tenths(result)
+    if not result.loss.size:
+        return np.zeros(first.shape, bool)
+    return ~result.finite.all(axis=-1) | ~(last <= first)
+
+
+def best(result: Result) -> int:
+    """The index of the learning rate to show: fewest diverged seeds, then lowest final loss."""
+    found = scores(result)
+    rank = lambda i: (found[i].diverged, math.inf if found[i].loss_last is None else found[i].loss_last)
+    return min(range(len(found)), key=rank)
+
+
+def _tenths(result: Result) -> tuple[np.ndarray, np.ndarray]:
+    """Mean loss over the first and the last tenth, [rates, seeds]."""
+    if not result.loss.size:
+        return np.full(result.loss.shape[:2], np.nan), np.full(result.loss.shape[:2], np.nan)
+    count = max(1, result.loss.shape[-1] // 10)
+    with np.errstate(all="ignore"):  # a diverging loss may overflow
+        first, last = result.loss[..., :count], result.loss[..., -count:]
+        return first.mean(axis=-1, dtype=np.float64), last.mean(axis=-1, dtype=np.float64)
+
+
+def _score(rate: float, first: np.ndarray, last: np.ndarray, lost: np.ndarray) -> Score:
+    counted = np.isfinite(first) & np.isfinite(last) & (lost.all() | ~lost)
+    first, last = first[counted], last[counted]
+    if not last.size:
+        return Score(rate, None, None, None, 0, int(lost.sum()))
+    with np.errstate(all="ignore"):
+        error = float(last.std(ddof=1) / math.sqrt(last.size)) if last.size > 1 else None
+        return Score(rate, float(first.mean()), float(last.mean()), error, last.size, int(lost.sum()))

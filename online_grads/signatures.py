@@ -1,0 +1,79 @@
+"""Which options a constructor takes, read from its signature, and whether a configured value fits.
+
+A config names constructors and their keyword arguments; checking both here makes a misspelt option one
+line before anything runs.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+# Arguments that the library itself fills in.
+SUPPLIED = ("model", "inputs", "hidden", "learning_rate", "dtype", "axis_name")
+WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def options(constructor: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments of a constructor that a config may set: no functions, none that the library supplies.
+
+    >>> def cell(inputs, hidden, *, alpha: float = 1.0, dtype=None, activation: Callable = abs): ...
+    >>> list(options(cell))
+    ['alpha']
+    """
+    parameters = inspect.signature(constructor, eval_str=True).parameters
+    return {
+        name: p
+        for name, p in parameters.items()
+        if name not in SUPPLIED and p.kind not in VARIADIC and not _is(p.annotation, "Callable")
+    }
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a TOML value (lists as tuples) may stand where this annotation does; in doubt, yes.
+
+    >>> fits(1, float), fits(True, int), fits((1, 2), tuple[int, ...]), fits("x", int | None)
+    (True, False, True, False)
+    """
+    arguments = typing.get_args(annotation)
+    origin = typing.get_origin(annotation) or annotation
+    if origin in (Any, inspect.Parameter.empty):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin in (int, float):
+        return isinstance(value, (int, origin)) and not isinstance(value, bool)
+    if _is_list(origin):
+        kinds = [kind for kind in arguments if kind is not Ellipsis] or [Any]
+        return isinstance(value, tuple) and all(any(fits(v, kind) for kind in kinds) for v in value)
+    return isinstance(value, origin) if isinstance(origin, type) else True
+
+
+def expected(annotation: Any) -> str:
+    """The annotation in words.
+
+    >>> expected(int | None), expected(tuple[int, ...]), expected(float | int)
+    ('an integer', 'a list', 'a number')
+    """
+    arguments = typing.get_args(annotation)
+    origin = typing.get_origin(annotation) or annotation
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin in (typing.Union, types.UnionType):
+        sayable = [a for a in arguments if a in WORDS or _is_list(a)]
+        return " or ".join(expected(a) for a in sayable if not (a is int and float in arguments))
+    if _is_list(origin):
+        return "a list"
+    return WORDS.get(origin, getattr(origin, "__name__", str(origin)))
+
+
+def _is(annotation: Any, *names: str) -> bool:
+    return getattr(typing.get_origin(annotation) or annotation, "__name__", None) in names
+
+
+def _is_list(annotation: Any) -> bool:
+    return _is(annotation, "tuple", "list", "Sequence")

@@ -1,0 +1,147 @@
+"""Reading the tables of a config: what is taken is ticked off, what is left over is a mistake."""
+
+import difflib
+import inspect
+import re
+import tomllib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from online_grads.signatures import expected, fits, options
+
+REQUIRED = inspect.Parameter.empty
+
+
+class ConfigError(ValueError):
+    """A mistake in a config: one line that says where, and what was possible."""
+
+
+class Section:
+    """One table of a config, read key by key; every method raises `ConfigError`.
+
+    Args:
+        where: what error messages call the table, as after --set: run, estimator.0.
+        table: its keys and values.
+
+    >>> section = Section("run", {"seeds": 4, "sede": 10})
+    >>> section.take("seeds", int), section.take("seed", int, 0)
+    (4, 0)
+    >>> section.end()
+    Traceback (most recent call last):
+    ...
+    online_grads.tables.ConfigError: run.sede: unknown key; did you mean 'seed'? possible: seed, seeds
+    """
+
+    def __init__(self, where: str, table: Any):
+        if not isinstance(table, dict):
+            raise ConfigError(f"{where}: expected a table, got {table!r}")
+        self.where = where
+        self.rest = {key: _frozen(value) for key, value in table.items()}
+        self.known: list[str] = []
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.rest
+
+    def error(self, key: str, message: str) -> ConfigError:
+        return ConfigError(f"{self.where}.{key}: {message}")
+
+    def take(self, key: str, kind: Any, default: Any = REQUIRED, *, one_of: Iterable[str] = ()) -> Any:
+        """The value of a key: of a kind, given as an annotation, and one of some names if there are any."""
+        self.known.append(key)
+        if key not in self.rest:
+            if default is REQUIRED:
+                wanted = f"possible: {', '.join(sorted(one_of))}" if one_of else f"expected {expected(kind)}"
+                raise self.error(key, f"missing; {wanted}")
+            return default
+        value = self.rest.pop(key)
+        if not fits(value, kind):
+            raise self.error(key, f"expected {expected(kind)}, got {_shown(value)}")
+        if one_of and value not in one_of:
+            raise self.error(key, unknown(f"name {value!r}", value, one_of))
+        return value
+
+    def positive(self, key: str, default: Any = REQUIRED) -> Any:
+        """An integer of at least 1."""
+        value = self.take(key, int, default)
+        if value is not default and value < 1:
+            raise self.error(key, f"must be at least 1, got {value}")
+        return value
+
+    def options(self, constructor: Callable) -> dict[str, Any]:
+        """All keys that are left, as arguments for a constructor."""
+        given, self.rest = self.rest, {}
+        possible = {n: p for n, p in options(constructor).items() if n not in self.known}
+        for key, value in given.items():
+            if key not in possible:
+                raise self.error(key, unknown("key", key, [*self.known, *possible]))
+            if not fits(value, possible[key].annotation):
+                wanted = expected(possible[key].annotation)
+                raise self.error(key, f"expected {wanted}, got {_shown(value)}")
+        for key, parameter in possible.items():
+            if parameter.default is REQUIRED and key not in given:
+                raise self.error(key, f"missing; expected {expected(parameter.annotation)}")
+        return given
+
+    def end(self) -> None:
+        """No key may be left."""
+        for key in self.rest:
+            raise self.error(key, unknown("key", key, self.known))
+
+
+def unknown(what: str, name: str, names: Iterable[str]) -> str:
+    """One line that says that a name is unknown, what is close to it, and what is possible.
+
+    >>> unknown("cell 'gruu'", "gruu", ["gru", "lstm"])
+    "unknown cell 'gruu'; did you mean 'gru'? possible: gru, lstm"
+    """
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {what}; {hint}possible: {', '.join(names)}"
+
+
+def override(tables: dict[str, Any], item: str) -> None:
+    """Apply `section.key=value` to the tables of a config, in place.
+
+    >>> tables = {"run": {"steps": 100}, "estimator": [{"name": "rtrl"}, {"name": "uoro"}]}
+    >>> override(tables, "run.updates=7")
+    >>> override(tables, "estimator.1.window=16")
+    >>> tables
+    {'run': {'updates': 7}, 'estimator': [{'name': 'rtrl'}, {'name': 'uoro', 'window': 16}]}
+    """
+    path, equals, text = item.partition("=")
+    section, *keys = path.strip().split(".")
+    rows = tables.setdefault(section, {})
+    if section == "estimator" and keys and keys[0].isdigit():
+        index = int(keys.pop(0))
+        if index >= len(rows):
+            raise ConfigError(f"--set {item}: the config has {len(rows)} estimators, counted from 0")
+        rows = [rows[index]]
+    if not equals or not keys or not all(keys):
+        raise ConfigError(f"--set {item}: expected section.key=value")
+    value = _value(item, text.strip())
+    for table in rows if isinstance(rows, list) else [rows]:
+        for key in keys[:-1]:
+            table = table.setdefault(key, {}) if isinstance(table, dict) else None
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {item}: {path.rpartition('.')[0]} is not a table")
+        table.pop({"steps": "updates", "updates": "steps"}.get(keys[-1]), None)
+        table[keys[-1]] = value
+
+
+def _value(item: str, text: str) -> Any:
+    if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text not in ("true", "false", "inf", "nan"):
+        return text
+    try:
+        (value,) = tomllib.loads(f"value = {text}").values()
+    except ValueError:
+        raise ConfigError(f"--set {item}: {text!r} is not a TOML value") from None
+    return value
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _shown(value: Any) -> str:
+    return repr(list(value) if isinstance(value, tuple) else value)
