@@ -99,22 +99,22 @@ def analyse(model: Model, *, allow_unused: bool = False) -> Analysis:
             gradient is zero.
 
     Raises:
-        TypeError: if a parameter is not a real floating-point array.
+        TypeError: if a parameter is not a real floating-point array, or a pair is none.
         ValueError: if params is empty, a function fails on the example's shapes, the hidden state
             changes structure, shape or dtype, the loss is not scalar, or a parameter is unused.
     """
     with jax.ensure_compile_time_eval():
         if not isinstance(model, Model):
             raise TypeError(f"expected an online_grads.Model, got {type(model).__name__}")
-        params, hidden = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
-        x, y = jax.eval_shape(lambda example: example, tuple(model.example))
+        start = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+        params, hidden = _pair("model.init must return a pair (params, hidden)", start)
+        example = _pair("model.example must be a pair (x, y) of one step", model.example)
+        x, y = jax.eval_shape(lambda example: example, example)
         _check_params(params)
         moved = _shapes("transition", model.transition, params, hidden, "x", x)
         _same("the hidden state that model.transition returns", hidden, moved)
         result = _shapes("loss", model.loss, params, hidden, "y", y)
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise TypeError("model.loss must return a pair (scalar loss, outputs)")
-        loss = result[0]
+        loss, _ = _pair("model.loss must return a pair (scalar loss, outputs)", result)
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(f"model.loss must return a floating-point scalar loss, got {_show(loss)}")
         moving = _used(model.transition, params, hidden, x)
@@ -139,6 +139,12 @@ def check_key(key: Array) -> None:
         raise ValueError(f"key must be a single key, got shape {key.shape}; vmap over several")
 
 
+def _pair(expected, value) -> tuple:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise TypeError(f"{expected}, got {_show(value)}")
+    return value
+
+
 def _check_params(params):
     leaves = jax.tree.leaves_with_path(params)
     if not leaves:
@@ -154,7 +160,7 @@ def _check_params(params):
 def _shapes(name, function, params, hidden, third, value):
     try:
         return jax.eval_shape(function, params, hidden, value)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         given = f"params {_show(params)}, hidden {_show(hidden)}, {third} {_show(value)}"
         raise ValueError(f"model.{name} fails on {given}: {error}") from error
 

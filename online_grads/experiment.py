@@ -1,4 +1,4 @@
-"""Train every estimator of a config on every seed and learning rate, side by side in one program each.
+"""Train every estimator of a config on every seed and learning rate, in one program each.
 
 The stream is generated inside the compiled program (`task.draw`), so that nothing but one loss, one flag
 and one gradient norm per update leaves the device. All estimators see the same initial parameters and the
@@ -174,7 +174,7 @@ def _start(task: Task, model: Model, seed: Array) -> _Start:
 def _trainer(
     config: Config, task: Task, chosen: EstimatorConfig, estimator: Estimator, starts: _Start
 ) -> _Trainer:
-    """One estimator's program, vmapped over seeds and, outside that, over learning rates; traced already."""
+    """One estimator's program, vmapped over seeds and mapped over learning rates; traced already."""
     make = partial(getattr(optax, chosen.optimizer.name), **chosen.optimizer.options)
     rates = jnp.array(chosen.optimizer.learning_rate, config.run.precision)
 
@@ -190,12 +190,17 @@ def _trainer(
         return scan(keeping(learner(estimator, make(rate)), RECORDED), state, xs, ys, window=chosen.window)
 
     over_seeds = jax.vmap(scan_one, in_axes=(None, 0, 1, 1), out_axes=(0, 1))
-    over_rates = jax.vmap(over_seeds, in_axes=(0, 0, None, None), out_axes=(0, 1))
+
+    def over_rates(states, xs, ys):
+        # one rate after another: batched products with many weight matrices gain nothing on a CPU, and
+        # three batched influences no longer fit into its cache
+        states, metrics = jax.lax.map(lambda pair: over_seeds(*pair, xs, ys), (rates, states))
+        return states, jax.tree.map(lambda recorded: jnp.moveaxis(recorded, 0, 1), metrics)
 
     def advance(state, length):
         learning, streams = state
         streams, data = jax.vmap(lambda stream: task.draw(stream, length), out_axes=(0, 1))(streams)
-        learning, metrics, bad = guarded(partial(over_rates, rates), learning, *data)
+        learning, metrics, bad = guarded(over_rates, learning, *data)
         return (learning, streams), metrics, bad
 
     init, like = jax.jit(init), jax.eval_shape(init, starts)

@@ -19,7 +19,7 @@ from online_grads.scores import best, diverged, scores
 
 NOTE = """\
 loss: mean over the last tenth of the updates ± standard error over the seeds that did not diverge
-µs/step: of one seed at one learning rate; all of an estimator's are trained side by side
+µs/step: of one seed at one learning rate; an estimator's seeds are trained side by side
 diverged: seeds that are not finite or end above where they began"""
 
 

@@ -34,8 +34,8 @@ ESTIMATORS: dict[str, Row] = {
         "Williams & Zipser 1989; Schmidhuber 1992",
     ),
     "snap": Row(
-        snap, "past-facing", "M[n, p], masked", False, True, "biased; exact for a large order", "p at order 1",
-        "p at order 1", "Menick et al. 2021, arXiv:2006.07232",
+        snap, "past-facing", "M[n, p], masked", False, True, "biased; exact for a large order",
+        "p at order 1", "p at order 1", "Menick et al. 2021, arXiv:2006.07232",
     ),
     "uoro": Row(
         uoro, "past-facing", "s[n] θ[p]", True, True, "unbiased", "p", "n + p",
