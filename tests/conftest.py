@@ -1,6 +1,11 @@
 """Every test runs in float64, and no shape or dtype is promoted silently."""
 
-import jax
+import os
+
+# The programs are tiny and most of the suite's time is their compilation: leave machine code unoptimised.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+import jax  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,5 +1,8 @@
 """Models that the tests share: small, in float64, with every way in which a parameter can enter."""
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -198,6 +201,34 @@ def learned_start(model):
     return with_resets(inner, begin)
 
 
+class Problem(NamedTuple):
+    """A model with a stream, and the exact gradient of the stream's mean loss."""
+
+    model: Model
+    params: dict
+    hidden: object
+    xs: object
+    ys: object
+    exact: dict
+
+    @property
+    def args(self):
+        return self[1:5]
+
+
+@functools.cache
+def problem(name, steps):
+    """The problem of a model of `MODELS`, computed once."""
+    return problem_of(MODELS[name](), steps)
+
+
+def problem_of(model, steps=10):
+    """A problem of any model."""
+    params, hidden = jax.jit(model.init)(jax.random.key(0))
+    xs, ys = stream(model, steps)
+    return Problem(model, params, hidden, xs, ys, exact_gradient(model, params, hidden, xs, ys))
+
+
 def stream(model, length, seed=0):
     """Random xs, ys that fit the model's example; resets, if any, all False."""
     x, y = jax.tree.map(lambda s: jax.ShapeDtypeStruct((length, *s.shape), s.dtype), model.example)
@@ -221,7 +252,7 @@ def exact_gradient(model, params, hidden, xs, ys):
 
         return jnp.mean(jax.lax.scan(body, hidden, (xs, ys))[1])
 
-    return jax.grad(mean_loss)(params)
+    return jax.jit(jax.grad(mean_loss))(params)
 
 
 def relative_error(got, expected):

@@ -171,10 +171,11 @@ def test_a_reset_makes_two_separate_streams(name, transform, r):
 def test_without_the_reset_the_streams_are_not_separate(name):
     estimator, params, hidden, ((xs, resets), ys) = case(name, resets=True)
     state = estimator.init(params, hidden, key=jax.random.key(1))
-    state, _ = estimator.update(state, params, (xs[:5], resets[:5]), ys[:5])
-    end, _ = estimator.update(state, params, (xs[5:], resets[5:]), ys[5:])
+    update = jax.jit(estimator.update)
+    state, _ = update(state, params, (xs[:5], resets[:5]), ys[:5])
+    end, _ = update(state, params, (xs[5:10], resets[5:10]), ys[5:10])
     fresh = estimator.init(params, hidden, key=jax.random.key(1))
-    fresh_end, _ = estimator.update(fresh, params, (xs[5:], resets[5:]), ys[5:])
+    fresh_end, _ = update(fresh, params, (xs[5:10], resets[5:10]), ys[5:10])
     with pytest.raises(AssertionError):
         assert_same_end(end, fresh_end)
 
@@ -204,8 +205,8 @@ def test_constructors_work_inside_jit(name):
         made = ESTIMATORS[name].constructor(models.gru())
         return gradient(made, params, hidden, xs, ys, key=jax.random.key(3), window=WINDOW)
 
-    outside = gradient(estimator, params, hidden, xs, ys, key=jax.random.key(3), window=WINDOW)
-    close(inside(params), outside)
+    run = lambda params: gradient(estimator, params, hidden, xs, ys, key=jax.random.key(3), window=WINDOW)
+    close(inside(params), jax.jit(run)(params))
 
 
 def with_keys_of(state, fresh):

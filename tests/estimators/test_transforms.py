@@ -18,8 +18,8 @@ def setup():
 def test_averaging_a_deterministic_estimator_changes_nothing():
     model, params, hidden, (xs, ys) = setup()
     one, three = rtrl(model), averaged(rtrl(model), 3)
-    _, single = one.update(one.init(params, hidden, key=KEY), params, xs, ys)
-    _, mean = three.update(three.init(params, hidden, key=KEY), params, xs, ys)
+    _, single = jax.jit(one.update)(one.init(params, hidden, key=KEY), params, xs, ys)
+    _, mean = jax.jit(three.update)(three.init(params, hidden, key=KEY), params, xs, ys)
     assert models.relative_error(mean.grads, single.grads) < 1e-12
     assert jnp.allclose(mean.outputs, single.outputs, atol=1e-12)
 
@@ -27,7 +27,7 @@ def test_averaging_a_deterministic_estimator_changes_nothing():
 def test_copies_have_independent_noise():
     model, params, hidden, (xs, ys) = setup()
     estimator = averaged(uoro(model), 2)
-    state, _ = estimator.update(estimator.init(params, hidden, key=KEY), params, xs, ys)
+    state, _ = jax.jit(estimator.update)(estimator.init(params, hidden, key=KEY), params, xs, ys)
     assert not jnp.array_equal(*state.copies.influence.s)
 
 
@@ -37,7 +37,7 @@ def test_transforms_compose_and_hidden_is_read_through_them(wrap):
     xs, ys = models.stream(model, 12)
     xs, ys = xs.reshape(4, 3, -1), ys.reshape(4, 3, -1)
     online = learner(wrap(uoro(model)), optax.sgd(0.1))
-    state, metrics = online.update(online.init(params, hidden, key=KEY), xs, ys)
+    state, metrics = jax.jit(online.update)(online.init(params, hidden, key=KEY), xs, ys)
     assert hidden_of(state).shape == (3, *hidden.shape)
     assert metrics.outputs.shape == (4, 3, models.OUTPUTS)
     for stream in range(3):

@@ -3,15 +3,14 @@ import jax.numpy as jnp
 import pytest
 
 from online_grads import gradient, tbptt
-from tests.models import MODELS, exact_gradient, relative_error, stream
+from tests.models import MODELS, problem, relative_error
 
 STEPS = 8
 
 
-def setup(name="lstm"):
-    model = MODELS[name]()
-    params, hidden = model.init(jax.random.key(0))
-    return model, params, hidden, *stream(model, STEPS)
+def run(estimator, given, window):
+    go = lambda *args: gradient(estimator, *args, key=jax.random.key(1), window=window)
+    return jax.jit(go)(*given.args)
 
 
 def sliding(model, params, hidden, xs, ys, window, truncation):
@@ -30,26 +29,25 @@ def sliding(model, params, hidden, xs, ys, window, truncation):
                     total += model.loss(params, h, ys[t])[0]
         return total / STEPS
 
-    return jax.grad(mean_loss)(params)
+    return jax.jit(jax.grad(mean_loss))(params)
 
 
 @pytest.mark.parametrize(("window", "history"), [(1, 0), (4, 0), (1, 3), (2, 1), (2, 5), (4, 2)])
 def test_truncation_is_where_the_definition_says(window, history):
-    model, *args = setup()
-    got = gradient(tbptt(model, history=history), *args, key=jax.random.key(1), window=window)
-    assert relative_error(got, sliding(model, *args, window, window + history)) <= 1e-10
-    assert relative_error(got, sliding(model, *args, window, window + history + 1)) > 1e-6
+    given = problem("gru", STEPS)
+    got = run(tbptt(given.model, history=history), given, window)
+    assert relative_error(got, sliding(*given[:5], window, window + history)) <= 1e-10
+    assert relative_error(got, sliding(*given[:5], window, window + history + 1)) > 1e-6
 
 
 @pytest.mark.parametrize(("window", "history"), [(STEPS, 0), (1, STEPS - 1), (2, STEPS)])
 def test_a_window_that_reaches_back_to_the_start_is_exact(window, history):
-    model, *args = setup("normalised")
-    got = gradient(tbptt(model, history=history), *args, key=jax.random.key(1), window=window)
-    assert relative_error(got, exact_gradient(model, *args)) <= 1e-10
+    given = problem("normalised", STEPS)
+    assert relative_error(run(tbptt(given.model, history=history), given, window), given.exact) <= 1e-10
 
 
 def test_the_history_is_read_with_the_present_parameters():
-    model, params, hidden, xs, ys = setup("vanilla")
+    model, params, hidden, xs, ys, _ = problem("vanilla", STEPS)
     estimator = tbptt(model, history=3)
     state = estimator.init(params, hidden, key=jax.random.key(1))
     state, _ = estimator.update(state, params, xs[:3], ys[:3])

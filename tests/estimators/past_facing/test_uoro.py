@@ -7,7 +7,7 @@ import pytest
 
 from online_grads import averaged, gradient, tbptt, uoro
 from online_grads.estimators.past_facing.uoro import ratio
-from tests.models import MODELS, exact_gradient, relative_error, stream
+from tests.models import MODELS, problem, relative_error
 
 STEPS, COPIES, CHUNK = 8, 20_000, 4_000
 flat = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]
@@ -15,14 +15,12 @@ flat = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]
 
 def samples(estimator, name, window, copies=COPIES):
     """[copies, p] independent estimates of the summed loss's gradient, and the exact one [p]."""
-    model = MODELS[name]()
-    params, hidden = model.init(jax.random.key(0))
-    xs, ys = stream(model, STEPS)
-    one = lambda key: STEPS * flat(gradient(estimator(model), params, hidden, xs, ys, key=key, window=window))
+    given = problem(name, STEPS)
+    made = estimator(given.model)
+    one = lambda key: STEPS * flat(gradient(made, *given.args, key=key, window=window))
     keys = jax.random.split(jax.random.key(1), copies)
     drawn = jax.jit(lambda keys: jax.lax.map(jax.vmap(one), keys.reshape(-1, min(copies, CHUNK))))(keys)
-    exact = STEPS * flat(exact_gradient(model, params, hidden, xs, ys))
-    return np.asarray(drawn).reshape(copies, -1), np.asarray(exact)
+    return np.asarray(drawn).reshape(copies, -1), np.asarray(STEPS * flat(given.exact))
 
 
 def worst_z(drawn, exact):
@@ -80,12 +78,10 @@ def test_a_vanishing_norm_gives_ratio_one_without_epsilon(over, under, expected)
 def test_epsilon_may_be_traced_and_is_checked_when_it_is_not():
     with pytest.raises(ValueError, match="epsilon must be at least 0, got -1"):
         uoro(MODELS["gru"](), epsilon=-1.0)
-    model = MODELS["vanilla"]()
-    params, hidden = model.init(jax.random.key(0))
-    xs, ys = stream(model, STEPS)
+    given = problem("vanilla", STEPS)
 
     @jax.jit
     def run(epsilon):
-        return gradient(uoro(model, epsilon=epsilon), params, hidden, xs, ys, key=jax.random.key(1))
+        return gradient(uoro(given.model, epsilon=epsilon), *given.args, key=jax.random.key(1))
 
     assert relative_error(run(0.0), run(1e-2)) > 1e-4
