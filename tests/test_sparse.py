@@ -1,0 +1,89 @@
+"""Entries of a step's Jacobians from few JVPs, against the dense ones."""
+
+import jax
+import numpy as np
+import pytest
+
+from online_grads.patterns import Patterns
+from online_grads.sparse import SparseJacobian
+from tests.one_step import case
+
+# whether more products are summed than the dense Jacobian has entries, asked for all of it
+DENSE = {
+    "vanilla": False,
+    "lstm": True,
+    "gru_reset_before": True,
+    "stacked": True,
+    "columns": False,
+    "normalised": False,
+    "mapped columns": False,
+    "masked": False,
+    "fast weights": False,
+    "complex state": False,
+    "in a scan": False,
+    "returned as it is": False,
+    "random dropout": False,
+}
+
+
+def entries(name, rows, columns, patterns=None):
+    """The entries, and every D_l read at all positions that its pattern has, in one list."""
+    _, structure, found, at, step_at = case(name)
+    jacobian = SparseJacobian(structure, patterns or found, rows, columns)
+    places = [pattern.tocoo().coords for pattern in found.sites]
+
+    def read(theta, h, rest, x):
+        values, drive, presynaptic = jacobian(structure.effective(theta), h, rest, x)
+        return values, [drive(i, *place) for i, place in enumerate(places)], presynaptic
+
+    arguments = at(1)
+    return jacobian, jax.jit(read)(*arguments), step_at(*arguments), places
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_equals_the_dense_jacobians(name):
+    n = case(name).found.flat.size
+    rows, columns = np.indices((n, n)).reshape(2, -1)
+    sparse, (values, drives, presynaptic), step, places = entries(name, rows, columns)
+    assert sparse._dense == DENSE[name]
+    np.testing.assert_allclose(values.reshape(n, n), step.jacobian, rtol=1e-12, atol=1e-13)
+    for got, dense, place in zip(drives, step.drives, places, strict=True):
+        np.testing.assert_allclose(got, np.asarray(dense).reshape(n, -1)[place], rtol=1e-12, atol=1e-13)
+    for got, expected in zip(presynaptic, step.presynaptic, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before", "stacked", "columns"])
+def test_few_entries_in_any_order_are_summed_from_products(name):
+    n = case(name).found.flat.size
+    rows, columns = np.random.default_rng(0).integers(n, size=(2, 1 if name == "gru_reset_before" else 3))
+    sparse, (values, _, _), step, _ = entries(name, rows, columns)
+    assert not sparse._dense
+    np.testing.assert_allclose(values, step.jacobian[rows, columns], rtol=1e-12, atol=1e-13)
+
+
+def test_no_entries_at_all():
+    none = np.zeros(0, int)
+    assert entries("vanilla", none, none)[1][0].shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("name", "flowing", "held"), [("lstm", 8, 1), ("mapped columns", 1, 1), ("gru", 8, 1)]
+)
+def test_the_number_of_jvps(name, flowing, held):
+    """A unit's drives and biases share no row with another unit's: an LSTM has four of each."""
+    _, structure, patterns, _, _ = case(name)
+    jacobian = SparseJacobian(structure, patterns, *np.zeros((2, 1), int))
+    assert (len(jacobian._flowing.seeds), len(jacobian._held.seeds)) == (flowing, held)
+
+
+def test_a_pattern_that_lacks_entries_gives_wrong_values():
+    """Negative control: the comparison above notices a subset."""
+    _, structure, found, _, _ = case("vanilla")
+    lacking = Patterns(structure, *structure.shapes)
+    lacking.presynaptic = [pattern.copy() for pattern in found.presynaptic]
+    lacking.presynaptic[0][0, 0] = False
+    lacking.presynaptic[0].eliminate_zeros()
+    rows, columns = np.indices(found.held.shape).reshape(2, -1)
+    _, (values, _, _), step, _ = entries("vanilla", rows, columns, lacking)
+    assert float(abs(values - step.jacobian.ravel()).max()) > 1e-3
