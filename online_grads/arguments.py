@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 
-def positive_int(name: str, value) -> int:
-    """`value` as a Python int ≥ 1.
+def positive_int(name: str, value, *, least: int = 1) -> int:
+    """`value` as a Python int ≥ `least`.
 
     Raises:
         TypeError: it is not an integer.
-        ValueError: it is below 1.
+        ValueError: it is below `least`.
 
     >>> positive_int("hidden", 3)
     3
@@ -22,8 +22,8 @@ def positive_int(name: str, value) -> int:
         number = None
     if number is None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
 
 

@@ -102,3 +102,14 @@ def live_equations(closed: core.ClosedJaxpr) -> list:
             kept.append(equation)
             live.update(atom for atom in equation.invars if not is_literal(atom))
     return kept[::-1]
+
+
+def last_uses(closed: core.ClosedJaxpr) -> list[list]:
+    """Per equation the variables that nothing reads after it."""
+    needed = {atom for atom in closed.jaxpr.outvars if not is_literal(atom)}
+    dying = []
+    for equation in reversed(closed.jaxpr.eqns):
+        touched = {*equation.outvars, *(atom for atom in equation.invars if not is_literal(atom))}
+        dying.append(list(touched - needed))
+        needed |= touched
+    return dying[::-1]

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from online_grads.arguments import positive_int
+from online_grads.numerics import like, norm, widened
 from online_grads.types import Array, Estimator, Learner, LearnerState, Metrics, PyTree
 
 
@@ -43,8 +45,8 @@ def learner(estimator: Estimator, optimizer: optax.GradientTransformation) -> Le
         updates, optimizer_state = optimizer.update(estimate.grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         # one norm each tells as much as a test of every entry, in a quarter of its time
-        grad_norm = optax.tree.norm(estimate.grads)
-        finite = jnp.isfinite(estimate.loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
+        grad_norm = norm(estimate.grads)
+        finite = jnp.isfinite(estimate.loss) & jnp.isfinite(grad_norm) & jnp.isfinite(norm(params))
         metrics = Metrics(estimate.loss, finite, grad_norm, estimate.outputs, estimate.info)
         return LearnerState(params, carried, optimizer_state, state.step + 1), metrics
 
@@ -103,34 +105,35 @@ def gradient(
     def body(carry, xy):
         state, total = carry
         state, estimate = estimator.update(state, params, *xy)
-        return (state, jax.tree.map(jnp.add, total, estimate.grads)), None
+        return (state, jax.tree.map(jnp.add, total, widened(estimate.grads))), None
 
     state = estimator.init(params, hidden, key=key)
     parts = segments(xs, ys, window)
-    (state, total), _ = jax.lax.scan(body, (state, jax.tree.map(jnp.zeros_like, params)), parts)
+    (state, total), _ = jax.lax.scan(body, (state, widened(jax.tree.map(jnp.zeros_like, params))), parts)
     count = jax.tree.leaves(parts)[0].shape[0]
     mean = jax.tree.map(lambda g: g / count, total)
     if estimator.flush is None:
-        return mean
-    owed = estimator.flush(state, params)[1]
-    return jax.tree.map(lambda g, o: g + o / (count * window), mean, owed)
+        return like(mean, params)
+    owed = widened(estimator.flush(state, params)[1])
+    return like(jax.tree.map(lambda g, o: g + o / (count * window), mean, owed), params)
 
 
 def memory(estimator: Estimator, params: PyTree, hidden: PyTree) -> int:
-    """Bytes of the estimator's state, found from shapes before anything is allocated."""
+    """Bytes of the estimator's state, before anything is allocated; arrays or their shapes will do."""
 
-    def state():
+    def state(params, hidden):
         carried = estimator.init(params, hidden, key=jax.random.key(0))
         is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, carried)
 
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state)))
+    return sum(
+        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state, params, hidden))
+    )
 
 
 def segments(xs: PyTree, ys: PyTree, window: int):
     """(xs, ys) with the time axis [T, ...] split into [T/window, window, ...]."""
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
+    positive_int("window", window)
     leaves = jax.tree.leaves((xs, ys))
     if not leaves or any(jnp.ndim(leaf) == 0 for leaf in leaves):
         raise ValueError("xs and ys need a leading time axis [T, ...] on every leaf")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
-from online_grads.structure import Structure
+from online_grads.structure import Structure, require_differentiable
 from online_grads.types import Array, PyTree
 
 
@@ -23,6 +23,10 @@ class Leaves:
         shapes = jax.tree.leaves(analysis.params)
         self.weights = [shapes[number] for number in analysis.moving]
         self.trained = len(self.weights)
+        h, rest = jax.eval_shape(analysis.flat.split, analysis.hidden)
+        require_differentiable(
+            lambda at, given: self.move(at[0], at[1], *given)[0], (self.weights, h), (rest, analysis.x)
+        )
 
     def effective(self, params):
         """The leaves themselves."""

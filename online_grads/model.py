@@ -96,4 +96,5 @@ def with_resets(model: Model, hidden: PyTree | Callable) -> Model:
 
     x, y = model.example
     example = ((x, jax.ShapeDtypeStruct((), jnp.bool_)), y)
-    return Model(init, transition, model.loss, example, reset=lambda x: x[1])
+    reset = lambda x: x[1] if model.reset is None else x[1] | model.reset(x[0])
+    return Model(init, transition, model.loss, example, reset)

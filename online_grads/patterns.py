@@ -191,9 +191,12 @@ def _walk(function, *args, seed) -> list[_Known]:
             size = first.aval.shape[0]
             env[first] = _Known((size,), depends=sparse.identity(size, dtype=bool, format="csr"))
         known = lambda atom: _constant(atom.val) if jaxprs.is_literal(atom) else env[atom]
-        for equation in closed.jaxpr.eqns:
+        for equation, dying in zip(closed.jaxpr.eqns, jaxprs.last_uses(closed), strict=True):
             results = _apply(equation, [known(atom) for atom in equation.invars])
             env.update(zip(equation.outvars, results, strict=True))
+            # the pattern of an embedding table can be large: keep only what is still read
+            for variable in dying:
+                del env[variable]
         return [known(atom) for atom in closed.jaxpr.outvars]
 
 

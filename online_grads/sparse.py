@@ -21,9 +21,9 @@ class SparseJacobian:
         """Prepare the entries (rows, columns) of J, all of them within J's pattern or zero."""
         self._structure, self._rows, self._columns = structure, rows, columns
         n = patterns.held.shape[0]
-        self._flowing = _Columns(
-            sparse.hstack([sparse.csr_matrix((n, 0), dtype=bool), *patterns.sites], format="csc")
-        )
+        reach = sparse.hstack([sparse.csr_matrix((n, 0), dtype=bool), *patterns.sites], format="csr")
+        # a row needs as many colours as it has entries: beyond n of them, n VJPs give all of D
+        self._flowing = _Columns(reach) if np.diff(reach.indptr).max(initial=0) <= n else None
         # h' and all presynaptic vectors below one another: what h reaches while the drives are held
         below = sparse.vstack([patterns.held, *patterns.presynaptic], format="csc")
         self._held = _Columns(below)
@@ -47,17 +47,26 @@ class SparseJacobian:
             h_t, _, presynaptic, drives = structure.step(weights, h, rest, x, perturb=perturb)
             return h_t, (presynaptic, drives)
 
-        _, push, (presynaptic, drives) = jax.linearize(flowing, zeros, has_aux=True)
+        def start(number):
+            return ends[number] - structure.sites[number].batch * structure.sites[number].post
 
-        def seeded(tangent):
-            pieces = [tangent[end - z.size : end] for end, z in zip(ends, zeros, strict=True)]
-            return push([p.reshape(z.shape).astype(z.dtype) for p, z in zip(pieces, zeros, strict=True)])
+        if self._flowing is None:
+            h_t, pull, (presynaptic, drives) = jax.vjp(flowing, zeros, has_aux=True)
+            (pieces,) = jax.vmap(pull)(jnp.eye(h_t.size, dtype=h_t.dtype))
+            rows_of = jnp.concatenate([p.reshape(h_t.size, -1).astype(h_t.dtype) for p in pieces], axis=1)
+            drive = lambda number, rows, columns: rows_of[rows, columns + start(number)]
+        else:
+            _, push, (presynaptic, drives) = jax.linearize(flowing, zeros, has_aux=True)
 
-        reach = jax.vmap(seeded)(jnp.asarray(self._flowing.seeds, h.dtype))
+            def seeded(tangent):
+                pieces = [tangent[end - z.size : end] for end, z in zip(ends, zeros, strict=True)]
+                return push([p.reshape(z.shape).astype(z.dtype) for p, z in zip(pieces, zeros, strict=True)])
 
-        def drive(number, rows, columns):
-            start = ends[number] - structure.sites[number].batch * structure.sites[number].post
-            return reach[self._flowing.colours[columns + start], rows]
+            reach, colours = (
+                jax.vmap(seeded)(jnp.asarray(self._flowing.seeds, h.dtype)),
+                self._flowing.colours,
+            )
+            drive = lambda number, rows, columns: reach[colours[columns + start(number)], rows]
 
         if self._dense:
             step = lambda h: structure.step(weights, h, rest, x)[0]

@@ -86,7 +86,11 @@ class Structure:
         index = {v: i for i, v in enumerate(split.weights)}
         self.sites = [p.site(index[p.weight]) for p in split.products]
         self.sites += [_direct_site(index[v], v.aval) for v in split.direct]
-        self._check_differentiable(h, rest, x)
+        require_differentiable(
+            lambda at, given: self.step(given[0], at[0], *given[1:], perturb=at[1])[0],
+            (h, self.trained_zeros()),
+            (self.weights, rest, x),
+        )
 
     def effective(self, params: Sequence[Array]) -> list[Array]:
         """The weights w = g(θ), trained and constant ones."""
@@ -182,21 +186,28 @@ class Structure:
         closed = self._split.closed
         return dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
 
-    def _check_differentiable(self, h, rest, x):
-        def both(weights, h, rest, x):
-            step = lambda h, perturb: self.step(weights, h, rest, x, perturb=perturb)[0]
-            at = (h, self.trained_zeros())
-            # under vmap, because only batching and running show that a rule has no forward mode
-            jax.vmap(lambda tangents: jax.jvp(step, at, tangents))(jax.tree.map(lambda leaf: leaf[None], at))
-            return jax.vjp(step, *at)[1](h)
 
-        try:
-            jax.eval_shape(both, self.weights, h, rest, x)
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise ValueError(
-                "the transition must be differentiable in forward and in reverse mode; where it uses a "
-                f"custom_vjp, define a custom_jvp instead. JAX says: {error}"
-            ) from error
+def require_differentiable(step: Callable, at, given) -> None:
+    """Refuse a `step(at, given)` -> array that JAX cannot differentiate in `at`, forwards and backwards.
+
+    Raises:
+        ValueError: with what JAX says.
+    """
+
+    def both(at, given):
+        one = lambda at: step(at, given)
+        # under vmap, because only batching and running show that a rule has no forward mode
+        jax.vmap(lambda tangent: jax.jvp(one, (at,), (tangent,)))(jax.tree.map(lambda leaf: leaf[None], at))
+        moved, pull = jax.vjp(one, at)
+        return pull(moved)
+
+    try:
+        jax.eval_shape(both, at, given)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(
+            "the transition must be differentiable in forward and in reverse mode; where it uses a "
+            f"custom_vjp, define a custom_jvp instead. JAX says: {error}"
+        ) from error
 
 
 class _Product(NamedTuple):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from online_grads import Model, rtrl, tbptt, uoro
+from online_grads import Model, rtrl, tbptt
 from online_grads.analysis import analyse
 
 W, V, KEY = jnp.ones((2, 2)), jnp.ones(2), jax.random.key(0)
@@ -91,7 +91,7 @@ def test_what_is_no_model_is_refused():
         analyse((1, 2))
 
 
-@pytest.mark.parametrize("constructor", [rtrl, tbptt, uoro])
+@pytest.mark.parametrize("constructor", [rtrl, tbptt])
 def test_parameters_that_are_unused_or_that_only_the_outputs_show(constructor):
     model = GOOD._replace(
         loss=lambda p, h, y: (GOOD.loss(p, h, y)[0], p["shown"] + h), **starting(dead={"b": V}, shown=7 * V)

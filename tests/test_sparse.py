@@ -12,6 +12,7 @@ from tests.one_step import case
 DENSE = {
     "vanilla": False,
     "lstm": True,
+    "gru": True,
     "gru_reset_before": True,
     "stacked": True,
     "columns": False,
@@ -67,14 +68,14 @@ def test_no_entries_at_all():
     assert entries("vanilla", none, none)[1][0].shape == (0,)
 
 
-@pytest.mark.parametrize(
-    ("name", "flowing", "held"), [("lstm", 8, 1), ("mapped columns", 1, 1), ("gru", 8, 1)]
-)
-def test_the_number_of_jvps(name, flowing, held):
-    """A unit's drives and biases share no row with another unit's: an LSTM has four of each."""
-    _, structure, patterns, _, _ = case(name)
-    jacobian = SparseJacobian(structure, patterns, *np.zeros((2, 1), int))
-    assert (len(jacobian._flowing.seeds), len(jacobian._held.seeds)) == (flowing, held)
+def test_the_number_of_jvps():
+    """A unit's gates and biases share no row with another unit's: an LSTM has four of each."""
+    jacobian = lambda name: SparseJacobian(*case(name)[1:3], *np.zeros((2, 1), int))
+    for name, flowing, held in (("lstm", 8, 1), ("mapped columns", 1, 1)):
+        prepared = jacobian(name)
+        assert (len(prepared._flowing.seeds), len(prepared._held.seeds)) == (flowing, held)
+    # a GRU's eight drives and biases per unit outnumber its four hidden entries: VJPs instead
+    assert jacobian("gru")._flowing is None
 
 
 def test_a_pattern_that_lacks_entries_gives_wrong_values():

@@ -1,6 +1,7 @@
 """The split: where weights act, and that its parts add up to the derivatives of the transition."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -111,15 +112,21 @@ def test_pullback_is_the_gradient_through_the_effective_weights():
     jax.tree.map(close, got, expected)
 
 
-@pytest.mark.parametrize("estimator", [rtrl, lambda model: snap(model, order=2 * N)])
-@pytest.mark.parametrize(
-    "name", ["synapse twice and directly", "log-sum-exp of rows", "padded", "complex state"]
-)
-def test_exact_over_time(name, estimator):
+EXACT = {
+    "synapse twice and directly": rtrl,
+    "complex state": rtrl,
+    # of an order at which the mask keeps whatever the pattern has
+    "log-sum-exp of rows": functools.partial(snap, order=2 * N),
+    "padded": functools.partial(snap, order=2 * N),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_over_time(name):
     model = strange(name)
     params, hidden = model.init(jax.random.key(0))
     xs, ys = stream(model, 6)
-    run = lambda: gradient(estimator(model), params, hidden, xs, ys, key=jax.random.key(1), window=3)
+    run = lambda: gradient(EXACT[name](model), params, hidden, xs, ys, key=jax.random.key(1), window=3)
     got = jax.jit(run)()
     assert relative_error(got, exact_gradient(model, params, hidden, xs, ys)) <= 1e-10
 

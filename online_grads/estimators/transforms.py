@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from online_grads.arguments import positive_int
 from online_grads.types import Estimate, Estimator, LearnerState, PyTree
 
 
@@ -49,8 +50,7 @@ def batched(estimator: Estimator, streams: int, *, axis_name: str = "streams") -
     >>> estimate.outputs.shape, hidden_of(state).shape
     ((5, 3, 1), (3, 4))
     """
-    if streams < 1:
-        raise ValueError(f"streams must be at least 1, got {streams}")
+    positive_int("streams", streams)
 
     def init(params, hidden, *, key):
         return BatchedState(_vmap_init(estimator, params, hidden, key, streams))
@@ -85,8 +85,7 @@ def averaged(estimator: Estimator, copies: int) -> Estimator:
     Raises:
         ValueError: if there is no copy.
     """
-    if copies < 1:
-        raise ValueError(f"copies must be at least 1, got {copies}")
+    positive_int("copies", copies)
 
     def init(params, hidden, *, key):
         return AveragedState(_vmap_init(estimator, params, hidden, key, copies))

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import analyse
+from online_grads.arguments import positive_int
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
 
 
@@ -64,15 +65,20 @@ def tbptt(model: Model, *, history: int = 0, allow_unused: bool = False) -> Esti
 
     Reference: Williams & Peng (1990).
     """
-    if history < 0:
-        raise ValueError(f"history must be at least 0, got {history}")
+    positive_int("history", history, least=0)
     found = analyse(model, allow_unused=allow_unused)
+    reset_of = model.reset
 
     def init(params, hidden, *, key):
         found.check_start(params, hidden, key)
-        blank = lambda s: jnp.zeros((history, *s.shape), s.dtype)
-        past = jax.tree.map(lambda s: jnp.broadcast_to(s, (history, *jnp.shape(s))), hidden)
-        return TbpttState(hidden, (past, jax.tree.map(blank, found.x)), jnp.zeros((), jnp.int32))
+        return TbpttState(hidden, jax.tree.map(blank, (found.hidden, found.x)), jnp.zeros((), jnp.int32))
+
+    def blank(shape):
+        if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+            return jnp.broadcast_to(
+                jax.random.key(0, impl=jax.random.key_impl(shape)), (history, *shape.shape)
+            )
+        return jnp.zeros((history, *shape.shape), shape.dtype)
 
     def update(state, params, xs, ys):
         k = found.check_segment(xs, ys)
@@ -92,16 +98,29 @@ def tbptt(model: Model, *, history: int = 0, allow_unused: bool = False) -> Esti
         grads, readout_grads, credit = pull(jnp.ones_like(loss))
         past, filled = state.past, state.filled
         if history:
-            grads = further_back(params, past, filled, credit, grads)
-            seen = jax.tree.map(
-                lambda *parts: jnp.concatenate(parts)[-history:], past, (before_pairs(before), xs)
+            resets = jnp.zeros(k, bool) if reset_of is None else jax.vmap(reset_of)(xs)
+            # what lies before a reset gives no credit, and its numbers are not to be read
+            filled = jnp.where(resets[0], 0, filled)
+            here = (state.hidden, jax.tree.map(lambda leaf: leaf[0], xs))
+            grads = further_back(params, kept(past, filled, here), filled, credit, grads)
+            new = (jax.vmap(found.flat.join)(*before), xs)
+            past = jax.tree.map(lambda *parts: jnp.concatenate(parts)[-history:], past, new)
+            since = k - jnp.max(jnp.where(resets, jnp.arange(k, dtype=jnp.int32), 0))
+            filled = jnp.minimum(jnp.where(jnp.any(resets), since, filled + k), history).astype(jnp.int32)
+            past = kept(
+                past, filled, jax.tree.map(lambda leaf: leaf[0], jax.tree.map(blank, (found.hidden, found.x)))
             )
-            past, filled = seen, jnp.minimum(filled + k, history)
         estimate = Estimate(found.gradient(grads, readout_grads), loss, outputs, {})
         return TbpttState(found.flat.join(*end), past, filled), estimate
 
-    def before_pairs(before):
-        return jax.vmap(found.flat.join)(*before)
+    def kept(past, filled, other):
+        """The stored pairs, the unfilled slots replaced by `other`."""
+        known = slots(filled)
+        choose = lambda stored, one: jnp.where(known.reshape(-1, *[1] * jnp.ndim(one)), stored, one[None])
+        return jax.tree.map(choose, past, other)
+
+    def slots(filled):
+        return jnp.arange(history, dtype=jnp.int32) >= history - filled
 
     def further_back(params, past, filled, credit, grads):
         """Adds what credit reaches at the stored steps, newest first; unfilled slots add nothing."""
@@ -115,7 +134,6 @@ def tbptt(model: Model, *, history: int = 0, allow_unused: bool = False) -> Esti
             more, credit = pull(jnp.where(known, credit, jnp.zeros_like(credit)))
             return (credit, jax.tree.map(jnp.add, grads, more)), None
 
-        known = jnp.arange(history, dtype=jnp.int32) >= history - filled
-        return jax.lax.scan(body, (credit, grads), (past, known), reverse=True)[0][1]
+        return jax.lax.scan(body, (credit, grads), (past, slots(filled)), reverse=True)[0][1]
 
     return Estimator(init, update)

@@ -23,7 +23,7 @@ and one row in the registry:
         influence = Influence(
             init=lambda: (),
             propagate=lambda influence, segment, noise: (),
-            contract=lambda influence, credit: coordinates.zeros(),
+            contract=lambda influence, credit: [jnp.zeros(w.shape, w.dtype) for w in coordinates.weights],
         )
         return past_facing(found, coordinates, influence, block=1)
 """
@@ -36,6 +36,7 @@ import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
 from online_grads.linearize import Segment
+from online_grads.numerics import like, widened
 from online_grads.types import Array, Estimate, Estimator, PyTree
 
 
@@ -99,16 +100,19 @@ def past_facing(
         theta, readout = found.theta(params), found.readout(params)
         weights = coordinates.effective(theta)
 
+        key, key_segment = jax.random.split(state.key)
+
         def advance(carry, segment_xs, segment_ys):
             """One block: the next carry, the loss and gradients of its steps, its outputs."""
-            (h, rest), carried, key = carry
-            noise = None
-            if influence.noise is not None:
-                key, key_noise = jax.random.split(key)
-                noise = influence.noise(key_noise)
+            (h, rest), carried, blocks = carry
             resets = None if reset_of is None else jax.vmap(reset_of)(segment_xs)
             if resets is not None:
                 carried = forget(carried, resets[0])
+                # a stream that begins anew draws what a fresh one would
+                blocks = jnp.where(resets[0], 0, blocks)
+            noise = (
+                None if influence.noise is None else influence.noise(jax.random.fold_in(key_segment, blocks))
+            )
             segment = Segment(coordinates, weights, h, rest, segment_xs)
             seen = segment.observe(found, readout, segment_ys)
             if direct:
@@ -119,13 +123,15 @@ def past_facing(
             carried = influence.propagate(carried, segment, noise)
             if not direct:
                 grads = influence.contract(carried, seen.credit[0])
-            return (segment.end, carried, key), (seen.loss, grads, seen.readout), seen.outputs
+            sums = widened((seen.loss, grads, seen.readout))
+            return (segment.end, carried, blocks + 1), sums, seen.outputs
 
-        carry = (found.flat.split(state.hidden), state.influence, state.key)
+        carry = (found.flat.split(state.hidden), state.influence, jnp.zeros((), jnp.int32))
         carry, (loss, grads, readout_grads), outputs = _in_blocks(advance, carry, xs, ys, k, block or k)
-        mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
-        grads = found.gradient(coordinates.pullback(theta, mean(grads)), mean(readout_grads))
-        (h, rest), carried, key = carry
+        mean = lambda tree, dtypes: like(jax.tree.map(lambda leaf: leaf / k, tree), dtypes)
+        grads = coordinates.pullback(theta, mean(grads, weights[: coordinates.trained]))
+        grads = found.gradient(grads, mean(readout_grads, readout))
+        (h, rest), carried, _ = carry
         hidden = found.flat.join(h, rest)
         return PastFacingState(hidden, carried, key), Estimate(grads, loss / k, outputs, {})
 

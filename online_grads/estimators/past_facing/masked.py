@@ -22,7 +22,7 @@ from online_grads.patterns import Patterns
 from online_grads.sparse import SparseJacobian
 from online_grads.structure import Site
 
-# A direct use whose kept entries outnumber this would make a cheap method expensive without a word.
+# A direct use that takes more products per step would make a cheap method expensive without a word.
 DENSE_LIMIT = 2**24
 # Up to this K every kept entry is an array like the weight, updated in one fused loop over the
 # weights; above it they are stacked per drive and moved by a batched matrix product.
@@ -49,13 +49,16 @@ def masked_influence(structure: Weights, patterns: Patterns, reaches: list) -> I
     """The `Influence` that keeps, per trained site, the entries of `reaches` [n, batch·post].
 
     Raises:
-        ValueError: if a direct use of a weight keeps more than `DENSE_LIMIT` entries.
+        ValueError: if a direct use of a weight takes more than `DENSE_LIMIT` products per step.
     """
     for site, reach in zip(structure.trained_sites, reaches, strict=True):
-        if site.direct and reach.nnz > DENSE_LIMIT:
+        count = int(np.diff(reach.tocsc().indptr).max(initial=0))
+        products = count**2 * site.post
+        if site.direct and products > DENSE_LIMIT:
             raise ValueError(
                 f"{structure.names[site.weight]} acts other than by a product of a matrix with a vector, and "
-                f"keeps {reach.nnz} influence entries, over the limit of {DENSE_LIMIT}; use rtrl or uoro"
+                f"each of its {site.post} entries keeps {count} hidden entries: {products} products a step, "
+                f"over the limit of {DENSE_LIMIT}; use rtrl or uoro"
             )
     kept, rows, columns = _layout(structure, patterns, reaches)
     jacobian = SparseJacobian(structure, patterns, rows, columns)

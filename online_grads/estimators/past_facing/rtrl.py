@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import analyse
+from online_grads.arguments import positive_int
 from online_grads.estimators.past_facing.base import Influence, past_facing
 from online_grads.linearize import Weights
 from online_grads.types import Estimator, Model
@@ -53,8 +54,8 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
 
     Reference: Williams & Zipser (1989); Schmidhuber (1992).
     """
-    if block is not None and block < 1:
-        raise ValueError(f"block must be at least 1, got {block}")
+    if block is not None:
+        positive_int("block", block)
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=True)
     sites, n = structure.trained_sites, found.flat.size

@@ -18,6 +18,7 @@ arXiv:2006.07232.
 from scipy import sparse
 
 from online_grads.analysis import analyse
+from online_grads.arguments import positive_int
 from online_grads.estimators.past_facing.base import past_facing
 from online_grads.estimators.past_facing.masked import masked_influence, units
 from online_grads.linearize import Weights
@@ -50,8 +51,7 @@ def snap(model: Model, *, order: int = 1, allow_unused: bool = False) -> Estimat
 
     Reference: Menick et al. (2021), arXiv:2006.07232, section 3.
     """
-    if order < 1:
-        raise ValueError(f"order must be at least 1, got {order}")
+    positive_int("order", order)
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
     patterns = Patterns(structure, *structure.shapes)

@@ -22,11 +22,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from online_grads.analysis import analyse
 from online_grads.estimators.past_facing.base import Influence, past_facing
 from online_grads.linearize import Leaves
+from online_grads.numerics import norm
 from online_grads.types import Array, Estimator, Model
 
 
@@ -101,8 +101,8 @@ def propagate(influence: UoroInfluence, segment, noise: Array, epsilon) -> UoroI
     """Move the factors over a segment with signs `noise` [n]."""
     pushed = segment.push(influence.s)
     immediate, _ = segment.pull_end(noise)
-    rho_0 = ratio(_norm(influence.theta), _norm(pushed), epsilon)
-    rho_1 = ratio(_norm(immediate), _norm(noise), epsilon)
+    rho_0 = ratio(norm(influence.theta), norm(pushed), epsilon)
+    rho_1 = ratio(norm(immediate), norm(noise), epsilon)
     scaled = lambda rho, leaf: rho.astype(leaf.dtype) * leaf
     return UoroInfluence(
         scaled(rho_0, pushed) + scaled(rho_1, noise),
@@ -118,9 +118,3 @@ def ratio(over: Array, under: Array, epsilon) -> Array:
     over, under = over + epsilon, under + epsilon
     usable = (over > 0) & (under > 0)
     return jnp.sqrt(jnp.where(usable, over, 1) / jnp.where(usable, under, 1))
-
-
-def _norm(tree) -> Array:
-    """The global 2-norm, accumulated in at least float32."""
-    widen = lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf
-    return optax.tree.norm(jax.tree.map(widen, tree))

@@ -123,7 +123,7 @@ def test_bad_arguments(monkeypatch):
     with pytest.raises(ValueError, match="order must be at least 1, got 0"):
         snap(MODELS["gru"](), order=0)
     monkeypatch.setattr(masked, "DENSE_LIMIT", 3)
-    with pytest.raises(ValueError, match=r"params\['cell'\]\['bias_.*keeps 8 influence entries.*limit of 3"):
+    with pytest.raises(ValueError, match=r"params\['cell'\]\['bias_.*8 products a step.*limit of 3"):
         snap(MODELS["gru"]())
 
 
