@@ -1,8 +1,17 @@
 """Online gradient estimators for recurrent computation, as pure (init, update) pairs over pytrees."""
 
 from online_grads import cells, losses, readouts, tasks
+from online_grads.estimators import feedback
 from online_grads.estimators.future_facing.tbptt import TbpttState, tbptt
 from online_grads.estimators.past_facing.base import Influence, PastFacingState, past_facing
+from online_grads.estimators.past_facing.dodge import dodge
+from online_grads.estimators.past_facing.eprop import eprop
+from online_grads.estimators.past_facing.kernl import kernl
+from online_grads.estimators.past_facing.kf_rtrl import kf_rtrl
+from online_grads.estimators.past_facing.no_backtrack import no_backtrack
+from online_grads.estimators.past_facing.optimal_kronecker import optimal_kronecker
+from online_grads.estimators.past_facing.reverse_kf_rtrl import reverse_kf_rtrl
+from online_grads.estimators.past_facing.rflo import rflo
 from online_grads.estimators.past_facing.rtrl import rtrl
 from online_grads.estimators.past_facing.snap import snap
 from online_grads.estimators.past_facing.uoro import uoro
@@ -28,14 +37,23 @@ __all__ = [
     "averaged",
     "batched",
     "cells",
+    "dodge",
+    "eprop",
+    "feedback",
     "from_cell",
     "gradient",
     "hidden_of",
+    "kernl",
+    "kf_rtrl",
     "learner",
     "losses",
     "memory",
+    "no_backtrack",
+    "optimal_kronecker",
     "past_facing",
     "readouts",
+    "reverse_kf_rtrl",
+    "rflo",
     "rtrl",
     "run",
     "scan",

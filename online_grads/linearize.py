@@ -5,7 +5,7 @@
 Only what is asked for is computed.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,22 @@ import jax.numpy as jnp
 from online_grads.analysis import Analysis
 from online_grads.structure import Structure, require_differentiable
 from online_grads.types import Array, PyTree
+
+
+class Coordinates(Protocol):
+    """What gradients are formed for: a transition in terms of some weights w(θ)."""
+
+    weights: list  # shapes; the first `trained` depend on parameters
+    trained: int
+
+    def effective(self, params: list[Array]) -> list[Array]:
+        """w from the transition's parameter leaves."""
+
+    def pullback(self, params: list[Array], grads: list[Array]) -> list[Array]:
+        """∂/∂θ from the trained weights' ∂/∂w."""
+
+    def move(self, weights: list[Array], h: Array, rest: list, x: PyTree) -> tuple:
+        """(h_t [n], rest) of one step."""
 
 
 class Leaves:
@@ -76,7 +92,7 @@ class Segment:
         xs: the inputs, [b, ...].
     """
 
-    def __init__(self, coordinates, weights, h, rest, xs):
+    def __init__(self, coordinates: Coordinates, weights, h, rest, xs):
         self._coordinates, self.weights, self.xs = coordinates, weights, xs
         self._start, self._start_rest = h, rest
         trained = coordinates.trained
@@ -96,8 +112,11 @@ class Segment:
         """(h, rest) after the last step."""
         return self.h[-1], jax.tree.map(lambda leaf: leaf[-1], self.rest)
 
-    def observe(self, analysis: Analysis, readout, ys) -> Observation:
-        """The loss of every step, with the credit that it gives to the state it reads."""
+    def observe(self, analysis: Analysis, readout, ys, credit_of=None) -> Observation:
+        """The loss of every step, with the credit that it gives to the state it reads.
+
+        `credit_of(readout, h [n], rest, y)` -> [n] takes the place of the loss's true gradient.
+        """
 
         def losses(readout, h):
             each, outputs = jax.vmap(analysis.loss, in_axes=(None, 0, 0, 0))(readout, h, self.rest, ys)
@@ -105,6 +124,8 @@ class Segment:
 
         loss, pull, outputs = jax.vjp(losses, readout, self.h, has_aux=True)
         grads, credit = pull(jnp.ones_like(loss))
+        if credit_of is not None:
+            credit = jax.vmap(credit_of, in_axes=(None, 0, 0, 0))(readout, self.h, self.rest, ys)
         return Observation(loss, outputs, credit, grads)
 
     def pull(self, credit: Array):
@@ -115,16 +136,20 @@ class Segment:
         """`pull` from credit [n] for the last state alone."""
         return self._pull(jnp.zeros_like(self.h).at[-1].set(credit))
 
-    def push(self, tangent: Array) -> Array:
-        """Φ · tangent [n]."""
+    def push(self, tangent: Array, weights: list | None = None) -> Array:
+        """Φ · tangent [n] + ∂h_b/∂w · weights, the latter a tangent of the trained weights."""
+        trained = self._coordinates.trained
 
-        def end(h):
+        def end(h, learned):
             def body(carry, x):
-                return self._coordinates.move(self.weights, *carry, x), None
+                return self._coordinates.move([*learned, *self.weights[trained:]], *carry, x), None
 
             return jax.lax.scan(body, (h, self._start_rest), self.xs)[0][0]
 
-        return jax.jvp(end, (self._start,), (tangent,))[1]
+        learned = self.weights[:trained]
+        if weights is None:
+            return jax.jvp(lambda h: end(h, learned), (self._start,), (tangent,))[1]
+        return jax.jvp(end, (self._start, learned), (tangent, weights))[1]
 
     def jacobians(self):
         """Φ and the factors of the immediate influence ∂h_b/∂w at fixed h_0, exactly.

@@ -118,25 +118,24 @@ class Patterns:
     @cached_property
     def sites(self) -> list[sparse.csr_matrix]:
         """Per site the entries of h' that its drive (or weight) can reach, D_l: [n, batch·post]."""
-        structure = self._structure
-        splits = np.cumsum([site.batch * site.post for site in structure.sites])
-        if not structure.sites:
-            return []
+        return self._reached(lambda h, drives: h)
 
-        def reached(flat, weights, rest, x, h):
-            pieces = jnp.split(flat, splits[:-1])
-            perturb = [
-                piece.reshape(site.batch, site.post).astype(site.dtype)
-                for piece, site in zip(pieces, structure.sites, strict=True)
-            ]
-            return structure.step(weights, h, rest, x, perturb=perturb)[0]
+    @cached_property
+    def between(self) -> list[sparse.csr_matrix]:
+        """Per site the drives of the same step that it reaches, all synapses' below one another."""
+        return self._reached(
+            lambda h, drives: jnp.concatenate([h[:0], *(z.ravel().astype(h.dtype) for z in drives)])
+        )
 
-        vector = jax.ShapeDtypeStruct((int(splits[-1]),), self._h.dtype)
-        pattern = dependence(reached, vector, given=(*self._given, self._h)).tocsc()
-        return [
-            pattern[:, end - site.batch * site.post : end]
-            for end, site in zip(splits, structure.sites, strict=True)
-        ]
+    @cached_property
+    def learned(self) -> list[np.ndarray]:
+        """Per trained weight the entries that some parameter moves, in the weight's shape."""
+
+        def moved(params, tangent):
+            trained = lambda params: self._structure.effective(params)[: self._structure.trained]
+            return jax.jvp(trained, (params,), (tangent,))[1]
+
+        return may_be_nonzero(moved, list(self._params), list(self._params))
 
     @cached_property
     def held(self) -> sparse.csr_matrix:
@@ -173,6 +172,29 @@ class Patterns:
             blocks = sparse.block_diag([sparse.csr_matrix(w) for w in nonzero], format="csr", dtype=bool)
             total = total + reach @ blocks.T @ vector
         return sparse.csr_matrix(total)
+
+    def _reached(self, result: Callable) -> list[sparse.csr_matrix]:
+        """Per site the pattern of `result(h', drives)` with respect to its perturbation."""
+        structure = self._structure
+        splits = np.cumsum([site.batch * site.post for site in structure.sites])
+        if not structure.sites:
+            return []
+
+        def reached(flat, weights, rest, x, h):
+            pieces = jnp.split(flat, splits[:-1])
+            perturb = [
+                piece.reshape(site.batch, site.post).astype(site.dtype)
+                for piece, site in zip(pieces, structure.sites, strict=True)
+            ]
+            h_t, _, _, drives = structure.step(weights, h, rest, x, perturb=perturb)
+            return result(h_t, drives)
+
+        vector = jax.ShapeDtypeStruct((int(splits[-1]),), self._h.dtype)
+        pattern = dependence(reached, vector, given=(*self._given, self._h)).tocsc()
+        return [
+            pattern[:, end - site.batch * site.post : end]
+            for end, site in zip(splits, structure.sites, strict=True)
+        ]
 
     def _hold(self, h, weights, rest, x, drives):
         return self._structure.step(weights, h, rest, x, hold=drives)

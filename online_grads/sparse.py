@@ -5,6 +5,8 @@ An entry of J = J₀ + Σ_l D_l w_lᵀ V_l is then a sum of few gathered product
 that a dense Jacobian takes.
 """
 
+from functools import cached_property
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,95 +14,61 @@ from scipy import sparse
 
 from online_grads.patterns import Patterns, colour
 from online_grads.structure import Structure
+from online_grads.types import Array
 
 
 class SparseJacobian:
-    """J[rows, columns] and D_l[rows, columns] of one step, for positions fixed at construction."""
+    """Entries of J, J₀ and D_l, read at one step after another; J and J₀ at fixed positions."""
 
-    def __init__(self, structure: Structure, patterns: Patterns, rows: np.ndarray, columns: np.ndarray):
-        """Prepare the entries (rows, columns) of J, all of them within J's pattern or zero."""
-        self._structure, self._rows, self._columns = structure, rows, columns
-        n = patterns.held.shape[0]
-        reach = sparse.hstack([sparse.csr_matrix((n, 0), dtype=bool), *patterns.sites], format="csr")
+    def __init__(self, structure: Structure, patterns: Patterns, rows=(), columns=()):
+        """Prepare the entries (rows, columns) of J and J₀, all of them within J's pattern or zero."""
+        self.structure, self.patterns = structure, patterns
+        self.rows, self.columns = np.asarray(rows, np.int64), np.asarray(columns, np.int64)
+
+    def __call__(self, weights, h, rest, x) -> "Entries":
+        """The entries at one step."""
+        return Entries(self, weights, h, rest, x)
+
+    @cached_property
+    def flowing(self) -> "_Columns | None":
+        """The colours of all drives, None where n VJPs are fewer."""
+        n = self.patterns.held.shape[0]
+        reach = sparse.hstack([sparse.csr_matrix((n, 0), dtype=bool), *self.patterns.sites], format="csr")
         # a row needs as many colours as it has entries: beyond n of them, n VJPs give all of D
-        self._flowing = _Columns(reach) if np.diff(reach.indptr).max(initial=0) <= n else None
-        # h' and all presynaptic vectors below one another: what h reaches while the drives are held
-        below = sparse.vstack([patterns.held, *patterns.presynaptic], format="csc")
-        self._held = _Columns(below)
-        terms = _count_terms(patterns, rows, columns)
-        self._dense = terms > n * n
-        self._terms = [] if self._dense else self._plan(patterns)
-        self._own = np.asarray(patterns.held[rows, columns], bool).ravel() if rows.size else np.zeros(0, bool)
+        return _Columns(reach) if np.diff(reach.indptr).max(initial=0) <= n else None
 
-    def __call__(self, weights, h, rest, x):
-        """At one step: J at its positions, a reader of D_l, the presynaptic vectors.
+    @cached_property
+    def held(self) -> "_Columns":
+        """The colours of h: h' and all presynaptic vectors below one another, with the drives held."""
+        return _Columns(sparse.vstack([self.patterns.held, *self.patterns.presynaptic], format="csc"))
 
-        Returns:
-            J [len(rows)], `drive(site number, rows, columns)` -> D_l at these positions (any shape),
-            and v [batch, pre] per synapse.
-        """
-        structure = self._structure
-        ends = np.cumsum([site.batch * site.post for site in structure.sites])
-        zeros = [jnp.zeros((site.batch, site.post), site.dtype) for site in structure.sites]
+    @cached_property
+    def own(self) -> np.ndarray:
+        """Which positions are in J₀'s pattern."""
+        found = self.patterns.held[self.rows, self.columns] if self.rows.size else np.zeros(0)
+        return np.asarray(found, bool).ravel()
 
-        def flowing(perturb):
-            h_t, _, presynaptic, drives = structure.step(weights, h, rest, x, perturb=perturb)
-            return h_t, (presynaptic, drives)
+    @cached_property
+    def terms(self) -> "list | None":
+        """Per synapse the products D w V that each position sums, None where n JVPs are fewer."""
+        total, n = 0, self.patterns.held.shape[0]
+        for reach, vectors in zip(self.patterns.sites, self.patterns.presynaptic, strict=False):
+            posts = np.diff(reach.tocsr().indptr)[self.rows]
+            pres = np.diff(vectors.tocsc().indptr)[self.columns]
+            total += int(posts @ pres)
+        return self._plan() if total <= n * n else None
 
-        def start(number):
-            return ends[number] - structure.sites[number].batch * structure.sites[number].post
-
-        if self._flowing is None:
-            h_t, pull, (presynaptic, drives) = jax.vjp(flowing, zeros, has_aux=True)
-            (pieces,) = jax.vmap(pull)(jnp.eye(h_t.size, dtype=h_t.dtype))
-            rows_of = jnp.concatenate([p.reshape(h_t.size, -1).astype(h_t.dtype) for p in pieces], axis=1)
-            drive = lambda number, rows, columns: rows_of[rows, columns + start(number)]
-        else:
-            _, push, (presynaptic, drives) = jax.linearize(flowing, zeros, has_aux=True)
-
-            def seeded(tangent):
-                pieces = [tangent[end - z.size : end] for end, z in zip(ends, zeros, strict=True)]
-                return push([p.reshape(z.shape).astype(z.dtype) for p, z in zip(pieces, zeros, strict=True)])
-
-            reach, colours = (
-                jax.vmap(seeded)(jnp.asarray(self._flowing.seeds, h.dtype)),
-                self._flowing.colours,
-            )
-            drive = lambda number, rows, columns: reach[colours[columns + start(number)], rows]
-
-        if self._dense:
-            step = lambda h: structure.step(weights, h, rest, x)[0]
-            return jax.jacfwd(step)(h)[self._rows, self._columns], drive, presynaptic
-
-        def held(h):
-            h_t, _, vectors, _ = structure.step(weights, h, rest, x, hold=drives)
-            return jnp.concatenate([h_t, *(v.ravel().astype(h.dtype) for v in vectors)])
-
-        _, push_held = jax.linearize(held, h)
-        below = jax.vmap(push_held)(jnp.asarray(self._held.seeds, h.dtype))
-        values = jnp.where(self._own, below[self._held.colours[self._columns], self._rows], 0)
-        for number, terms in enumerate(self._terms):
-            if terms is None:
-                continue
-            (d_rows, d_columns), w_entries, (v_rows, v_columns), valid = terms
-            products = (
-                drive(number, d_rows, d_columns)
-                * structure.matrix(structure.sites[number], weights).ravel()[w_entries].astype(h.dtype)
-                * below[self._held.colours[v_columns], v_rows]
-            )
-            values += jnp.sum(jnp.where(valid, products, 0), axis=0)
-        return values, drive, presynaptic
-
-    def _plan(self, patterns):
-        """Per synapse the products D w V that each position sums, padded to [terms, positions]."""
+    def _plan(self):
+        """Tables of the products, padded to [terms, positions]."""
+        patterns = self.patterns
         plans, offset = [], patterns.held.shape[0]
-        synapses = [site for site in self._structure.sites if not site.direct]
+        synapses = [site for site in self.structure.sites if not site.direct]
         for number, site in enumerate(synapses):
             reach = patterns.sites[number].tocsr()
             vectors = patterns.presynaptic[number].tocsc()
             nonzero = patterns.weights[number]
-            found = [[] for _ in self._rows]
-            for position, (row, column) in enumerate(zip(self._rows, self._columns, strict=True)):
+            found = [[] for _ in self.rows]
+            for position, (row, column) in enumerate(zip(self.rows, self.columns, strict=True)):
                 posts = reach.indices[reach.indptr[row] : reach.indptr[row + 1]]
                 pres = vectors.indices[vectors.indptr[column] : vectors.indptr[column + 1]]
                 for pre in pres:
@@ -124,18 +92,82 @@ class SparseJacobian:
         return plans
 
 
+class Entries:
+    """What one step's Jacobians hold; only what is asked for is computed."""
+
+    def __init__(self, jacobian: SparseJacobian, weights, h, rest, x):
+        self._plan, self._structure = jacobian, jacobian.structure
+        self._weights, self._at = weights, (h, rest, x)
+        sites = self._structure.sites
+        zeros = [jnp.zeros((site.batch, site.post), site.dtype) for site in sites]
+        self._ends = np.cumsum([site.batch * site.post for site in sites])
+
+        def flowing(perturb):
+            h_t, _, presynaptic, drives = self._structure.step(weights, h, rest, x, perturb=perturb)
+            return h_t, (presynaptic, drives)
+
+        if self._plan.flowing is None:
+            h_t, pull, (self.presynaptic, self._drives) = jax.vjp(flowing, zeros, has_aux=True)
+            (pieces,) = jax.vmap(pull)(jnp.eye(h_t.size, dtype=h_t.dtype))
+            self._reach = jnp.concatenate([p.reshape(h_t.size, -1).astype(h_t.dtype) for p in pieces], axis=1)
+        else:
+            _, push, (self.presynaptic, self._drives) = jax.linearize(flowing, zeros, has_aux=True)
+
+            def seeded(tangent):
+                pieces = [tangent[end - z.size : end] for end, z in zip(self._ends, zeros, strict=True)]
+                return push([p.reshape(z.shape).astype(z.dtype) for p, z in zip(pieces, zeros, strict=True)])
+
+            self._reach = jax.vmap(seeded)(jnp.asarray(self._plan.flowing.seeds, h.dtype))
+
+    def drive(self, number: int, rows, columns) -> Array:
+        """D_l at positions of any shape, l the site's number."""
+        site = self._structure.sites[number]
+        columns = columns + self._ends[number] - site.batch * site.post
+        if self._plan.flowing is None:
+            return self._reach[rows, columns]
+        return self._reach[self._plan.flowing.colours[columns], rows]
+
+    @cached_property
+    def _below(self):
+        """Per colour of h what moves, drives held: h' and all presynaptic vectors."""
+        h, rest, x = self._at
+
+        def held(h):
+            h_t, _, vectors, _ = self._structure.step(self._weights, h, rest, x, hold=self._drives)
+            return jnp.concatenate([h_t, *(v.ravel().astype(h.dtype) for v in vectors)])
+
+        _, push = jax.linearize(held, h)
+        return jax.vmap(push)(jnp.asarray(self._plan.held.seeds, h.dtype))
+
+    def held(self) -> Array:
+        """J₀ at the positions."""
+        plan = self._plan
+        return jnp.where(plan.own, self._below[plan.held.colours[plan.columns], plan.rows], 0)
+
+    def jacobian(self) -> Array:
+        """J at the positions."""
+        plan, structure = self._plan, self._structure
+        h, rest, x = self._at
+        if plan.terms is None:
+            step = lambda h: structure.step(self._weights, h, rest, x)[0]
+            return jax.jacfwd(step)(h)[plan.rows, plan.columns]
+        values = self.held()
+        for number, terms in enumerate(plan.terms):
+            if terms is None:
+                continue
+            (d_rows, d_columns), w_entries, (v_rows, v_columns), valid = terms
+            products = (
+                self.drive(number, d_rows, d_columns)
+                * structure.matrix(structure.sites[number], self._weights).ravel()[w_entries].astype(h.dtype)
+                * self._below[plan.held.colours[v_columns], v_rows]
+            )
+            values += jnp.sum(jnp.where(valid, products, 0), axis=0)
+        return values
+
+
 class _Columns:
     """The colours of a pattern's columns, and a tangent [columns] of ones for every colour."""
 
     def __init__(self, pattern):
         self.colours = colour(pattern)
         self.seeds = self.colours == np.arange(self.colours.max(initial=0) + 1)[:, None]
-
-
-def _count_terms(patterns: Patterns, rows, columns) -> int:
-    total = 0
-    for reach, vectors in zip(patterns.sites, patterns.presynaptic, strict=False):
-        posts = np.diff(reach.tocsr().indptr)[rows]
-        pres = np.diff(vectors.tocsc().indptr)[columns]
-        total += int(posts @ pres)
-    return total

@@ -53,7 +53,18 @@ class Structure:
         sites: where the weights act, synapses first, in the order in which they are computed.
     """
 
-    def __init__(self, transition: Callable, names: Sequence[str], params, h, rest, x, *, dense: bool):
+    def __init__(
+        self,
+        transition: Callable,
+        names: Sequence[str],
+        params,
+        h,
+        rest,
+        x,
+        *,
+        dense: bool,
+        called: str = "the transition",
+    ):
         """Split `transition(parameter leaves, h [n], rest, x) -> (h' [n], rest')`.
 
         Args:
@@ -63,6 +74,7 @@ class Structure:
             h, rest, x: shapes of the hidden vector, of the other hidden leaves, and of the input.
             dense: True where an influence has n entries per weight entry. θ then replaces the
                 weights made of it wherever it is smaller, otherwise only where no synapse is lost.
+            called: what an error calls the function.
 
         Raises:
             ValueError: if the transition cannot be differentiated in forward and reverse mode.
@@ -90,6 +102,7 @@ class Structure:
             lambda at, given: self.step(given[0], at[0], *given[1:], perturb=at[1])[0],
             (h, self.trained_zeros()),
             (self.weights, rest, x),
+            called,
         )
 
     def effective(self, params: Sequence[Array]) -> list[Array]:
@@ -137,7 +150,7 @@ class Structure:
             for site in self.sites
         ]
 
-    def step(self, weights, h, rest, x, *, perturb=None, hold=None):
+    def step(self, weights, h, rest, x, *, perturb=None, hold=None, drive=None):
         """One transition from effective weights.
 
         Args:
@@ -145,6 +158,7 @@ class Structure:
             h, rest, x: hidden vector [n], other hidden leaves, input.
             perturb: per site an ε [batch, post] that is added to its drive, or None.
             hold: per synapse a drive [batch, post] that replaces the computed one.
+            drive: (number of the synapse, v [batch, pre], z [batch, post]) -> the z that is used.
 
         Returns:
             (h' [n], rest', per synapse v [batch, pre], per synapse z [batch, post]).
@@ -168,17 +182,19 @@ class Structure:
             product, site = split.products[number], self.sites[number]
             vector = jnp.transpose(operands[1 - product.side], product.vector_axes)
             presynaptic.append(vector.reshape(site.batch, site.pre))
-            (variable,) = equation.outvars
             if hold is not None:
-                drive = hold[number].reshape(variable.aval.shape)
+                value = hold[number]
             else:
                 # a direct use of the same weight is a site of its own: the product reads it unperturbed
                 operands[product.side] = synaptic[product.weight]
-                (drive,) = jaxprs.bind(equation, operands)
+                value = jaxprs.bind(equation, operands)[0].reshape(site.batch, site.post)
                 if perturb is not None and perturb[number] is not None:
-                    drive = drive + perturb[number].reshape(drive.shape)
-            drives.append(drive.reshape(site.batch, site.post))
-            env[variable] = drive
+                    value = value + perturb[number]
+            if drive is not None:
+                value = drive(number, presynaptic[-1], value)
+            drives.append(value)
+            (variable,) = equation.outvars
+            env[variable] = value.reshape(variable.aval.shape)
         outputs = [jaxprs.read(env, atom) for atom in split.outputs]
         return outputs[0], outputs[1:], presynaptic, drives
 
@@ -187,7 +203,7 @@ class Structure:
         return dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
 
 
-def require_differentiable(step: Callable, at, given) -> None:
+def require_differentiable(step: Callable, at, given, called: str = "the transition") -> None:
     """Refuse a `step(at, given)` -> array that JAX cannot differentiate in `at`, forwards and backwards.
 
     Raises:
@@ -205,7 +221,7 @@ def require_differentiable(step: Callable, at, given) -> None:
         jax.eval_shape(both, at, given)
     except (TypeError, ValueError, NotImplementedError) as error:
         raise ValueError(
-            "the transition must be differentiable in forward and in reverse mode; where it uses a "
+            f"{called} must be differentiable in forward and in reverse mode; where it uses a "
             f"custom_vjp, define a custom_jvp instead. JAX says: {error}"
         ) from error
 

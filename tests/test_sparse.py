@@ -34,8 +34,9 @@ def entries(name, rows, columns, patterns=None):
     places = [pattern.tocoo().coords for pattern in found.sites]
 
     def read(theta, h, rest, x):
-        values, drive, presynaptic = jacobian(structure.effective(theta), h, rest, x)
-        return values, [drive(i, *place) for i, place in enumerate(places)], presynaptic
+        one = jacobian(structure.effective(theta), h, rest, x)
+        drives = [one.drive(i, *place) for i, place in enumerate(places)]
+        return (one.jacobian(), one.held()), drives, one.presynaptic
 
     arguments = at(1)
     return jacobian, jax.jit(read)(*arguments), step_at(*arguments), places
@@ -45,9 +46,10 @@ def entries(name, rows, columns, patterns=None):
 def test_equals_the_dense_jacobians(name):
     n = case(name).found.flat.size
     rows, columns = np.indices((n, n)).reshape(2, -1)
-    sparse, (values, drives, presynaptic), step, places = entries(name, rows, columns)
-    assert sparse._dense == DENSE[name]
+    sparse, ((values, held), drives, presynaptic), step, places = entries(name, rows, columns)
+    assert (sparse.terms is None) == DENSE[name]
     np.testing.assert_allclose(values.reshape(n, n), step.jacobian, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(held.reshape(n, n), step.held, rtol=1e-12, atol=1e-13)
     for got, dense, place in zip(drives, step.drives, places, strict=True):
         np.testing.assert_allclose(got, np.asarray(dense).reshape(n, -1)[place], rtol=1e-12, atol=1e-13)
     for got, expected in zip(presynaptic, step.presynaptic, strict=True):
@@ -58,14 +60,14 @@ def test_equals_the_dense_jacobians(name):
 def test_few_entries_in_any_order_are_summed_from_products(name):
     n = case(name).found.flat.size
     rows, columns = np.random.default_rng(0).integers(n, size=(2, 1 if name == "gru_reset_before" else 3))
-    sparse, (values, _, _), step, _ = entries(name, rows, columns)
-    assert not sparse._dense
+    sparse, ((values, _), _, _), step, _ = entries(name, rows, columns)
+    assert sparse.terms is not None
     np.testing.assert_allclose(values, step.jacobian[rows, columns], rtol=1e-12, atol=1e-13)
 
 
 def test_no_entries_at_all():
     none = np.zeros(0, int)
-    assert entries("vanilla", none, none)[1][0].shape == (0,)
+    assert entries("vanilla", none, none)[1][0][0].shape == (0,)
 
 
 def test_the_number_of_jvps():
@@ -73,9 +75,9 @@ def test_the_number_of_jvps():
     jacobian = lambda name: SparseJacobian(*case(name)[1:3], *np.zeros((2, 1), int))
     for name, flowing, held in (("lstm", 8, 1), ("mapped columns", 1, 1)):
         prepared = jacobian(name)
-        assert (len(prepared._flowing.seeds), len(prepared._held.seeds)) == (flowing, held)
+        assert (len(prepared.flowing.seeds), len(prepared.held.seeds)) == (flowing, held)
     # a GRU's eight drives and biases per unit outnumber its four hidden entries: VJPs instead
-    assert jacobian("gru")._flowing is None
+    assert jacobian("gru").flowing is None
 
 
 def test_a_pattern_that_lacks_entries_gives_wrong_values():
@@ -86,5 +88,5 @@ def test_a_pattern_that_lacks_entries_gives_wrong_values():
     lacking.presynaptic[0][0, 0] = False
     lacking.presynaptic[0].eliminate_zeros()
     rows, columns = np.indices(found.held.shape).reshape(2, -1)
-    _, (values, _, _), step, _ = entries("vanilla", rows, columns, lacking)
+    _, ((values, _), _, _), step, _ = entries("vanilla", rows, columns, lacking)
     assert float(abs(values - step.jacobian.ravel()).max()) > 1e-3

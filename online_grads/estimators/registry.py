@@ -4,6 +4,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from online_grads.estimators.future_facing.tbptt import tbptt
+from online_grads.estimators.past_facing.dodge import dodge
+from online_grads.estimators.past_facing.eprop import eprop
+from online_grads.estimators.past_facing.kernl import kernl
+from online_grads.estimators.past_facing.kf_rtrl import kf_rtrl
+from online_grads.estimators.past_facing.no_backtrack import no_backtrack
+from online_grads.estimators.past_facing.optimal_kronecker import optimal_kronecker
+from online_grads.estimators.past_facing.reverse_kf_rtrl import reverse_kf_rtrl
+from online_grads.estimators.past_facing.rflo import rflo
 from online_grads.estimators.past_facing.rtrl import rtrl
 from online_grads.estimators.past_facing.snap import snap
 from online_grads.estimators.past_facing.uoro import uoro
@@ -40,5 +48,36 @@ ESTIMATORS: dict[str, Row] = {
     "uoro": Row(
         uoro, "past-facing", "s[n] θ[p]", True, True, "unbiased", "p", "n + p",
         "Tallec & Ollivier 2017, arXiv:1702.05043",
+    ),
+    "no_backtrack": Row(
+        no_backtrack, "past-facing", "v[n] w[p]", True, True, "unbiased", "p", "n + p",
+        "Ollivier et al. 2015, arXiv:1507.07680",
+    ),
+    "kf_rtrl": Row(
+        kf_rtrl, "past-facing", "u[pre] B[n, post]", True, True, "unbiased", "n³", "n²",
+        "Mujika et al. 2018, arXiv:1805.10842",
+    ),
+    "reverse_kf_rtrl": Row(
+        reverse_kf_rtrl, "past-facing", "A[post] B[n, pre]", True, True, "unbiased", "n³", "n²",
+        "Marschall et al. 2020, arXiv:1907.02649",
+    ),
+    "optimal_kronecker": Row(
+        optimal_kronecker, "past-facing", "Σ_r u[pre] B[n, post]", True, True,
+        "unbiased; exact for a large rank", "r n³ + r² n²", "r n²", "Benzing et al. 2019, arXiv:1902.03993",
+    ),
+    "dodge": Row(
+        dodge, "past-facing", "(M u)[d, n] u[d, p]", True, True, "unbiased", "d p", "d (n + p)",
+        "Silver et al. 2022, ICLR",
+    ),
+    "eprop": Row(
+        eprop, "past-facing", "B[p]", False, True, "biased; exact for many hops",
+        "p at 0 hops", "p at 0 hops", "Bellec et al. 2020, Nat. Commun. 11:3625",
+    ),
+    "rflo": Row(
+        rflo, "past-facing", "B[p]", False, True, "biased", "p", "p", "Murray 2019, eLife 8:e43299",
+    ),
+    "kernl": Row(
+        kernl, "past-facing", "A[n, n] B[p]", True, False, "biased", "n² + p", "n² + p",
+        "Roth et al. 2019, ICLR",
     ),
 }  # fmt: skip

@@ -21,7 +21,7 @@ and one row in the registry:
         found = analyse(model)
         coordinates = Weights(found, dense=False)       # or Leaves(found): no structure needed
         influence = Influence(
-            init=lambda: (),
+            init=lambda h, key: (),
             propagate=lambda influence, segment, noise: (),
             contract=lambda influence, credit: [jnp.zeros(w.shape, w.dtype) for w in coordinates.weights],
         )
@@ -29,25 +29,27 @@ and one row in the registry:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
-from online_grads.linearize import Segment
+from online_grads.estimators.feedback import Feedback, symmetric
+from online_grads.linearize import Coordinates, Segment
 from online_grads.numerics import like, widened
 from online_grads.types import Array, Estimate, Estimator, PyTree
 
 
 class Influence(NamedTuple):
-    """What one past-facing algorithm says."""
+    """What one past-facing algorithm says. Noise is what `noise` draws, None without it."""
 
-    init: Callable  # () -> influence
+    init: Callable  # (h_0 [n], key) -> influence
     propagate: Callable  # (influence, Segment, noise) -> influence
     contract: Callable  # (influence, credit [n]) -> gradients like the trained weights
     noise: Callable | None = None  # key -> noise of one block
-    forget: Callable = lambda influence: influence  # at a reset; learned parts stay
+    forget: Callable = lambda influence, noise: influence  # at a reset; learned parts stay
+    info: Callable = lambda influence: {}  # influence -> Estimate.info
 
 
 class PastFacingState(NamedTuple):
@@ -60,11 +62,12 @@ class PastFacingState(NamedTuple):
 
 def past_facing(
     found: Analysis,
-    coordinates: Any,
+    coordinates: Coordinates,
     influence: Influence,
     *,
     block: int | None,
     direct: bool = True,
+    feedback: Feedback = symmetric,
 ) -> Estimator:
     """The estimator of an `Influence`.
 
@@ -75,25 +78,33 @@ def past_facing(
         block: steps that are composed into one, None for the whole segment. A longer segment is
             scanned in blocks, and a shorter last one.
         direct: which of the two forms above emits the gradient; False needs blocks of one step.
+        feedback: how the loss's error reaches the hidden state; anything but `symmetric` needs
+            direct=False, where every step's credit meets the influence.
 
     Returns:
         An `Estimator` whose state is a `PastFacingState`.
 
     Raises:
-        ValueError: if the hidden state has no differentiable entry.
+        ValueError: if the hidden state has no differentiable entry, or the feedback finds no
+            readout matrix.
     """
     if found.flat.size == 0:
         raise ValueError("the hidden state has no floating-point entry: no influence to carry")
     if not direct and block != 1:
         raise ValueError(f"direct=False reads the influence at every step: block must be 1, got {block}")
     reset_of = found.model.reset
+    credit_of = feedback(found)
+    if direct and credit_of is not None:
+        raise ValueError("direct=True is exact inside a block: it takes no feedback but symmetric")
 
     def init(params, hidden, *, key):
         found.check_start(params, hidden, key)
-        return PastFacingState(hidden, influence.init(), key)
+        key, key_start = jax.random.split(key)
+        return PastFacingState(hidden, influence.init(found.flat.split(hidden)[0], key_start), key)
 
-    def forget(carried, when):
-        return jax.tree.map(lambda new, old: jnp.where(when, new, old), influence.forget(carried), carried)
+    def forget(carried, noise, when):
+        fresh = influence.forget(carried, noise)
+        return jax.tree.map(lambda new, old: jnp.where(when, new, old), fresh, carried)
 
     def update(state, params, xs, ys):
         k = found.check_segment(xs, ys)
@@ -107,19 +118,20 @@ def past_facing(
             (h, rest), carried, blocks = carry
             resets = None if reset_of is None else jax.vmap(reset_of)(segment_xs)
             if resets is not None:
-                carried = forget(carried, resets[0])
                 # a stream that begins anew draws what a fresh one would
                 blocks = jnp.where(resets[0], 0, blocks)
             noise = (
                 None if influence.noise is None else influence.noise(jax.random.fold_in(key_segment, blocks))
             )
+            if resets is not None:
+                carried = forget(carried, noise, resets[0])
             segment = Segment(coordinates, weights, h, rest, segment_xs)
-            seen = segment.observe(found, readout, segment_ys)
+            seen = segment.observe(found, readout, segment_ys, credit_of)
             if direct:
                 grads, credit = segment.pull(seen.credit)
                 grads = jax.tree.map(jnp.add, grads, influence.contract(carried, credit))
             if resets is not None and resets.shape[0] > 1:
-                carried = forget(carried, jnp.any(resets[1:]))
+                carried = forget(carried, noise, jnp.any(resets[1:]))
             carried = influence.propagate(carried, segment, noise)
             if not direct:
                 grads = influence.contract(carried, seen.credit[0])
@@ -132,10 +144,15 @@ def past_facing(
         grads = coordinates.pullback(theta, mean(grads, weights[: coordinates.trained]))
         grads = found.gradient(grads, mean(readout_grads, readout))
         (h, rest), carried, _ = carry
-        hidden = found.flat.join(h, rest)
-        return PastFacingState(hidden, carried, key), Estimate(grads, loss / k, outputs, {})
+        state = PastFacingState(found.flat.join(h, rest), carried, key)
+        return state, Estimate(grads, loss / k, outputs, influence.info(carried))
 
     return Estimator(init, update)
+
+
+def zeroed(influence: PyTree, noise=None) -> PyTree:
+    """The usual `forget`: all of the influence is past."""
+    return jax.tree.map(jnp.zeros_like, influence)
 
 
 def _in_blocks(advance, carry, xs, ys, k: int, block: int):

@@ -4,9 +4,11 @@ For the drive i of a site only the hidden entries R_i = (r_1 … r_K) keep an in
 
     E[a, j, i] ≈ dh_{r_a}/dw[j, i]
 
-    E'[a, j, i] = Σ_c J[r_a, r_c] E[c, j, i] + D[r_a, i] v[j]          g[j, i] = Σ_a (∂ℓ/∂h_{r_a}) E[a, j, i]
+    E'[a, j, i] = Σ_c A[r_a, r_c] E[c, j, i] + D[r_a, i] v[j]          g[j, i] = Σ_a q[r_a] E[a, j, i]
 
-State Σ_i pre · |R_i|, time K times that. Drives that keep fewer than K entries are padded.
+What A is, and what else may be added, is the method's: SnAp takes J, e-prop and RFLO J₀, KeRNL a
+diagonal of learned decays. State Σ_i pre · |R_i|, time K times that. Drives that keep fewer than K
+entries are padded; entries of a weight that no parameter moves (a mask's zeros) are left out.
 """
 
 from typing import NamedTuple
@@ -16,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
-from online_grads.estimators.past_facing.base import Influence
+from online_grads.estimators.past_facing.base import Influence, zeroed
 from online_grads.linearize import Weights
 from online_grads.patterns import Patterns
-from online_grads.sparse import SparseJacobian
+from online_grads.sparse import Entries, SparseJacobian
 from online_grads.structure import Site
+from online_grads.types import Array
 
 # A direct use that takes more products per step would make a cheap method expensive without a word.
 DENSE_LIMIT = 2**24
@@ -30,70 +33,170 @@ FEW = 4
 
 
 class Kept(NamedTuple):
-    """The hidden entries that one site keeps, [K, batch·post]; a drive with fewer is padded."""
+    """What one site keeps, for each of its D = batch·post drives; what is fewer is padded."""
 
     site: Site
     number: int  # of the site
-    rows: np.ndarray  # r_a
-    valid: np.ndarray  # bool, False where padded
-    reached: np.ndarray  # bool, those that the drive reaches within the step
-    blocks: np.ndarray  # [K, K, batch·post] where J[r_a, r_c] is found, the last place holding a zero
+    rows: np.ndarray  # [K, D] r_a
+    valid: np.ndarray  # [K, D] bool, False where padded
+    reached: np.ndarray  # [K, D] bool, those that the drive reaches within the step
+    pres: np.ndarray | None  # [D, P] the j whose w[j, i] a parameter moves, padded with pre; None: all
+    few: bool  # the influence is one array like the weight per entry; otherwise it is one [D, K, P]
 
-    @property
-    def few(self) -> bool:
-        """Which of the two layouts the influence has."""
-        return self.rows.shape[0] <= FEW
+    def pairs(self, other: "Kept", pattern) -> np.ndarray:
+        """[K, other's K, D] the flat positions (r_a, other's r_c) within a pattern [n, n], -1 elsewhere."""
+        rows, columns = np.broadcast_arrays(self.rows[:, None], other.rows[None])
+        inside = self.valid[:, None] & other.valid[None] & _contains(pattern, rows, columns)
+        return np.where(inside, rows * pattern.shape[1] + columns, -1)
 
 
-def masked_influence(structure: Weights, patterns: Patterns, reaches: list) -> Influence:
-    """The `Influence` that keeps, per trained site, the entries of `reaches` [n, batch·post].
+class Term(NamedTuple):
+    """One sum Σ_c A[r_a, c] E[c] of a step."""
+
+    values: Array  # entries of A, any number
+    places: np.ndarray  # [K, K', D] where in values A[r_a, r_c] is, -1 where it is zero
+    influence: list | Array  # the E that A multiplies
+
+
+def keep(structure: Weights, patterns: Patterns, reaches: list) -> list[Kept]:
+    """What every trained site keeps, from the hidden entries that its drives keep, [n, batch·post].
 
     Raises:
         ValueError: if a direct use of a weight takes more than `DENSE_LIMIT` products per step.
     """
-    for site, reach in zip(structure.trained_sites, reaches, strict=True):
-        count = int(np.diff(reach.tocsc().indptr).max(initial=0))
-        products = count**2 * site.post
+    numbers = [i for i, site in enumerate(structure.sites) if site.weight < structure.trained]
+    kept = []
+    for number, reach in zip(numbers, reaches, strict=True):
+        site, columns = structure.sites[number], reach.tocsc()
+        counts = np.diff(columns.indptr)
+        size = max(int(counts.max(initial=0)), 1)
+        products = size**2 * site.post
         if site.direct and products > DENSE_LIMIT:
             raise ValueError(
                 f"{structure.names[site.weight]} acts other than by a product of a matrix with a vector, and "
-                f"each of its {site.post} entries keeps {count} hidden entries: {products} products a step, "
+                f"each of its {site.post} entries keeps {size} hidden entries: {products} products a step, "
                 f"over the limit of {DENSE_LIMIT}; use rtrl or uoro"
             )
-    kept, rows, columns = _layout(structure, patterns, reaches)
-    jacobian = SparseJacobian(structure, patterns, rows, columns)
+        rows = np.zeros((size, counts.size), np.int64)
+        valid = np.arange(size)[:, None] < counts
+        rows.T[valid.T] = columns.indices
+        every = np.broadcast_to(np.arange(counts.size), rows.shape)
+        reached = valid & _contains(patterns.sites[number], rows, every)
+        pres = _learned(structure, patterns, site)
+        few = size <= FEW and pres is None
+        kept.append(Kept(site, number, rows, valid, reached, pres, few))
+    return kept
 
-    def init():
-        return [_zeros(k, structure.weights[k.site.weight]) for k in kept]
+
+def start(structure: Weights, kept: list[Kept]) -> list:
+    """E = 0 for every site."""
+    return [_zeros(k, structure.weights[k.site.weight]) for k in kept]
+
+
+def move(structure: Weights, kept: list[Kept], terms: list[list[Term]], entries: Entries) -> list:
+    """E' of every site from its terms and D ⊗ v."""
+    moved = []
+    for k, own in zip(kept, terms, strict=True):
+        dtype = structure.weights[k.site.weight].dtype
+        reached = entries.drive(k.number, k.rows, np.arange(k.rows.shape[1]))
+        reached = jnp.where(k.reached, reached, 0).astype(dtype)
+        vector = jnp.ones((1, 1), dtype) if k.site.direct else entries.presynaptic[k.number].astype(dtype)
+        moved.append((_move_few if k.few else _move_many)(structure, k, own, reached, vector))
+    return moved
+
+
+def contract(structure: Weights, kept: list[Kept], influence: list, credit: Array) -> list:
+    """Σ_a q[r_a] E[a] per trained weight."""
+    grads = []
+    for k, e in zip(kept, influence, strict=True):
+        local = jnp.where(k.valid, credit[k.rows], 0).astype(structure.weights[k.site.weight].dtype)
+        if k.few:
+            local = _materialised([structure.along(k.site, row, post=True) for row in local])
+            grads.append(sum(one * entry for one, entry in zip(local, e, strict=True)))
+            continue
+        matrix = jnp.einsum("ai,iap->ip", local, e)
+        if k.pres is not None:
+            every = np.arange(len(k.pres))[:, None]
+            matrix = (
+                jnp.zeros((len(k.pres), k.site.pre), matrix.dtype).at[every, k.pres].set(matrix, mode="drop")
+            )
+        matrix = jnp.swapaxes(matrix.reshape(k.site.batch, k.site.post, k.site.pre), 1, 2)
+        grads.append(structure.along(k.site, matrix, pre=True, post=True))
+    return structure.collect(grads)
+
+
+def masked_influence(
+    structure: Weights, patterns: Patterns, chain: list[list], *, implicit: bool
+) -> Influence:
+    """The `Influence` on fixed masks, one tensor after another.
+
+        S_0' = A S_0 + I          S_k' = A S_k + B S_{k-1} + I
+
+    Args:
+        structure, patterns: of the model.
+        chain: per tensor the hidden entries that each trained site keeps, [n, batch·post]; the last
+            tensor gives the gradient.
+        implicit: A = J₀ and B = J − J₀ if True, otherwise A = J and there is one tensor.
+
+    Raises:
+        ValueError: if a direct use of a weight takes more than `DENSE_LIMIT` products per step.
+    """
+    tensors = [keep(structure, patterns, reaches) for reaches in chain]
+    # a site's tensors read one another: they share a layout
+    few = [all(k.few for k in site) for site in zip(*tensors, strict=True)]
+    tensors = [[k._replace(few=f) for k, f in zip(kept, few, strict=True)] for kept in tensors]
+    inner = patterns.held if implicit else patterns.jacobian
+    own = [[k.pairs(k, inner) for k in kept] for kept in tensors]
+    across = [
+        [k.pairs(below, patterns.jacobian) for k, below in zip(*pair, strict=True)]
+        for pair in zip(tensors[1:], tensors[:-1], strict=True)
+    ]
+    positions = np.unique(np.concatenate([p.ravel() for places in own + across for p in places]))
+    positions = positions[positions >= 0]
+    find = lambda places: [np.where(p < 0, -1, np.searchsorted(positions, p)) for p in places]
+    own, across = [find(places) for places in own], [find(places) for places in across]
+    n = patterns.held.shape[0]
+    jacobian = SparseJacobian(structure, patterns, positions // n, positions % n)
+    most = max(k.rows.shape[0] for k in tensors[-1])
 
     def propagate(influence, segment, noise):
         h, rest, x = jax.tree.map(lambda leaf: leaf[0], (*segment.before, segment.xs))
-        entries, drive, presynaptic = jacobian(segment.weights, h, rest, x)
-        entries = jnp.append(entries, jnp.zeros(1, entries.dtype))
-        moved = []
-        for k, old in zip(kept, influence, strict=True):
-            dtype = structure.weights[k.site.weight].dtype
-            every = np.arange(k.rows.shape[1])
-            reached = jnp.where(k.reached, drive(k.number, k.rows, every), 0)
-            vector = jnp.ones((1, 1)) if k.site.direct else presynaptic[k.number]
-            blocks, reached, vector = (a.astype(dtype) for a in (entries[k.blocks], reached, vector))
-            moved.append((_move_few if k.few else _move_many)(structure, k, old, blocks, reached, vector))
-        return moved
+        entries = jacobian(segment.weights, h, rest, x)
+        inside = entries.held() if implicit else entries.jacobian()
+        terms = [
+            [[Term(inside, place, e)] for place, e in zip(places, tensor, strict=True)]
+            for places, tensor in zip(own, influence, strict=True)
+        ]
+        for number, places in enumerate(across):
+            outside = entries.jacobian() - inside
+            for site, (place, e) in enumerate(zip(places, influence[number], strict=True)):
+                terms[number + 1][site].append(Term(outside, place, e))
+        return [move(structure, kept, term, entries) for kept, term in zip(tensors, terms, strict=True)]
 
-    def contract(influence, credit):
-        grads = []
-        for k, e in zip(kept, influence, strict=True):
-            local = jnp.where(k.valid, credit[k.rows], 0).astype(structure.weights[k.site.weight].dtype)
-            if k.few:
-                local = _materialised([structure.along(k.site, row, post=True) for row in local])
-                grads.append(sum(one * entry for one, entry in zip(local, e, strict=True)))
-            else:
-                matrix = jnp.einsum("ai,iap->ip", local, e).reshape(k.site.batch, k.site.post, k.site.pre)
-                grads.append(structure.along(k.site, jnp.swapaxes(matrix, 1, 2), pre=True, post=True))
-        return structure.collect(grads)
+    return Influence(
+        lambda h, key: [start(structure, kept) for kept in tensors],
+        propagate,
+        lambda influence, credit: contract(structure, tensors[-1], influence[-1], credit),
+        forget=zeroed,
+        info=lambda influence: {"kept": jnp.asarray(most, jnp.int32)},
+    )
 
-    forget = lambda influence: jax.tree.map(jnp.zeros_like, influence)
-    return Influence(init, propagate, contract, forget=forget)
+
+def reachable(structure: Weights, patterns: Patterns, steps: int) -> list[list]:
+    """Per number of further steps (0 … steps) and trained site the entries [n, batch·post] reached.
+
+    Counted in units: with a hidden entry all of its unit is reached. The list ends early where
+    nothing more is reached.
+    """
+    together = units(patterns.held)
+    pairs = zip(structure.sites, patterns.sites, strict=True)
+    chain = [[together @ immediate for site, immediate in pairs if site.weight < structure.trained]]
+    for _ in range(steps):
+        further = [sparse.csr_matrix(r + together @ patterns.jacobian @ r) for r in chain[-1]]
+        if all(f.nnz == r.nnz for f, r in zip(further, chain[-1], strict=True)):
+            break
+        chain.append(further)
+    return chain
 
 
 def units(held: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -103,58 +206,66 @@ def units(held: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix(member @ member.T)
 
 
+def _learned(structure, patterns, site: Site) -> np.ndarray | None:
+    """Per drive the presynaptic entries whose weight a parameter moves; None where they are most."""
+    moved = np.transpose(patterns.learned[site.weight], sum(site.axes, ()))
+    moved = moved.reshape(site.batch, site.pre, site.post).swapaxes(1, 2).reshape(-1, site.pre)
+    counts = moved.sum(axis=1)
+    most = max(int(counts.max(initial=0)), 1)
+    if site.direct or 2 * most > site.pre:
+        return None
+    pres = np.full((len(moved), most), site.pre, np.int64)
+    pres[np.arange(most) < counts[:, None]] = moved.nonzero()[1]
+    return pres
+
+
 def _zeros(k: Kept, weight):
     count = k.rows.shape[0]
     if k.few:
         return [jnp.zeros(weight.shape, weight.dtype) for _ in range(count)]
-    return jnp.zeros((k.rows.shape[1], count, k.site.pre), weight.dtype)
+    return jnp.zeros(
+        (k.rows.shape[1], count, k.site.pre if k.pres is None else k.pres.shape[1]), weight.dtype
+    )
 
 
-def _move_few(structure, k: Kept, old, blocks, reached, vector):
+def _move_few(structure, k: Kept, terms: list[Term], reached, vector):
     """E per kept entry, in the weight's own shape."""
     along = lambda row: structure.along(k.site, row, post=True)
-    blocks = _materialised([[along(block) for block in row] for row in blocks])
+    owners, factors, entries = [], [], []
+    for term in terms:
+        coefficients = _coefficients(term, reached.dtype)
+        for a, c in zip(*np.any(term.places >= 0, axis=2).nonzero(), strict=True):
+            owners.append(a)
+            factors.append(along(coefficients[a, c]))
+            entries.append(term.influence[c])
+    factors = _materialised(factors)
     reached = _materialised([along(row) for row in reached])
     vector = structure.along(k.site, vector, pre=True)
-    return [
-        sum((block * e for block, e in zip(row, old, strict=True)), d * vector)
-        for row, d in zip(blocks, reached, strict=True)
-    ]
+    moved = [d * vector for d in reached]
+    for a, factor, e in zip(owners, factors, entries, strict=True):
+        moved[a] = moved[a] + factor * e
+    return moved
 
 
-def _move_many(structure, k: Kept, old, blocks, reached, vector):
-    """E stacked per drive, [batch·post, K, pre]."""
+def _move_many(structure, k: Kept, terms: list[Term], reached, vector):
+    """E stacked per drive, [D, K, P]."""
     vector = jnp.repeat(vector, k.site.post, axis=0)
-    return jnp.einsum("aci,icp->iap", blocks, old) + jnp.einsum("ai,ip->iap", reached, vector)
+    if k.pres is not None:
+        vector = jnp.take_along_axis(vector, k.pres, axis=1, mode="clip")
+    moved = jnp.einsum("ai,ip->iap", reached, vector)
+    for term in terms:
+        moved += jnp.einsum("aci,icp->iap", _coefficients(term, reached.dtype), term.influence)
+    return moved
+
+
+def _coefficients(term: Term, dtype) -> Array:
+    """A[r_a, r_c] for every drive, [K, K', D]."""
+    return jnp.append(term.values, jnp.zeros(1, term.values.dtype))[term.places].astype(dtype)
 
 
 def _materialised(arrays):
     """Plain arrays for the loop over weights to read; XLA would recompute them for every weight."""
     return jax.lax.optimization_barrier(arrays)
-
-
-def _layout(structure, patterns, reaches):
-    """The kept entries of every trained site, and the positions of J that move them."""
-    numbers = [i for i, site in enumerate(structure.sites) if site.weight < structure.trained]
-    n = patterns.jacobian.shape[0]
-    kept, asked = [], []
-    for number, reach in zip(numbers, reaches, strict=True):
-        columns = reach.tocsc()
-        counts = np.diff(columns.indptr)
-        size = max(int(counts.max(initial=0)), 1)
-        rows = np.zeros((size, columns.shape[1]), np.int64)
-        valid = np.arange(size)[:, None] < counts
-        rows.T[valid.T] = columns.indices
-        every = np.broadcast_to(np.arange(columns.shape[1]), rows.shape)
-        reached = valid & _contains(patterns.sites[number], rows, every)
-        pairs = np.broadcast_arrays(rows[:, None], rows[None])
-        moving = valid[:, None] & valid[None] & _contains(patterns.jacobian, *pairs)
-        asked.append(np.where(moving, pairs[0] * n + pairs[1], -1))
-        kept.append(Kept(structure.sites[number], number, rows, valid, reached, asked[-1]))
-    positions = np.unique(np.concatenate([a.ravel() for a in asked]))
-    positions = positions[positions >= 0]
-    find = lambda a: np.where(a < 0, positions.size, np.searchsorted(positions, a))
-    return [k._replace(blocks=find(k.blocks)) for k in kept], positions // n, positions % n
 
 
 def _contains(pattern, rows, columns):

@@ -13,12 +13,11 @@ Reference: Williams & Zipser (1989); Schmidhuber (1992), A fixed size storage O(
 learning algorithm for fully recurrent continually running networks.
 """
 
-import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import analyse
 from online_grads.arguments import positive_int
-from online_grads.estimators.past_facing.base import Influence, past_facing
+from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
 from online_grads.linearize import Weights
 from online_grads.types import Estimator, Model
 
@@ -60,7 +59,7 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
     structure = Weights(found, dense=True)
     sites, n = structure.trained_sites, found.flat.size
 
-    def init():
+    def init(h, key):
         shape = lambda site: (n, site.batch, site.post, site.pre)
         return [jnp.zeros(shape(site), structure.weights[site.weight].dtype) for site in sites]
 
@@ -80,10 +79,8 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
             ]
         )
 
-    forget = lambda influence: jax.tree.map(jnp.zeros_like, influence)
-    return past_facing(
-        found, structure, Influence(init, propagate, contract, forget=forget), block=block or n
-    )
+    influence = Influence(init, propagate, contract, forget=zeroed)
+    return past_facing(found, structure, influence, block=block or n)
 
 
 def _product(transfer, influence):

@@ -15,27 +15,30 @@ Reference: Menick et al. (2021), Practical real time recurrent learning with a s
 arXiv:2006.07232.
 """
 
-from scipy import sparse
-
 from online_grads.analysis import analyse
 from online_grads.arguments import positive_int
+from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing.base import past_facing
-from online_grads.estimators.past_facing.masked import masked_influence, units
+from online_grads.estimators.past_facing.masked import masked_influence, reachable
 from online_grads.linearize import Weights
 from online_grads.patterns import Patterns
 from online_grads.types import Estimator, Model
 
 
-def snap(model: Model, *, order: int = 1, allow_unused: bool = False) -> Estimator:
+def snap(
+    model: Model, *, order: int = 1, feedback: Feedback = symmetric, allow_unused: bool = False
+) -> Estimator:
     """RTRL that keeps the influence of a weight on the units it reaches within `order` steps.
 
     Args:
         model: the model.
         order: n, at least 1. Large enough, the mask drops nothing and the method is `rtrl`.
+        feedback: how the error reaches the hidden state, see `online_grads.feedback`.
         allow_unused: accept parameters that nothing uses.
 
     Returns:
-        An `Estimator`. A segment is scanned step by step.
+        An `Estimator`. A segment is scanned step by step. `info["kept"]` is K, the most hidden
+        entries at which a weight keeps its influence.
 
     Raises:
         ValueError: if order is below 1, a weight's direct use keeps too many entries, or the model
@@ -55,16 +58,6 @@ def snap(model: Model, *, order: int = 1, allow_unused: bool = False) -> Estimat
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
     patterns = Patterns(structure, *structure.shapes)
-    together = units(patterns.held)
-    reaches = []
-    for site, immediate in zip(structure.sites, patterns.sites, strict=True):
-        if site.weight < structure.trained:
-            reach = together @ immediate
-            for _ in range(order - 1):
-                further = sparse.csr_matrix(reach + together @ patterns.jacobian @ reach)
-                if further.nnz == reach.nnz:
-                    break
-                reach = further
-            reaches.append(sparse.csr_matrix(reach))
-    influence = masked_influence(structure, patterns, reaches)
-    return past_facing(found, structure, influence, block=1, direct=False)
+    reaches = reachable(structure, patterns, order - 1)[-1]
+    influence = masked_influence(structure, patterns, [reaches], implicit=False)
+    return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

@@ -24,9 +24,9 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import analyse
-from online_grads.estimators.past_facing.base import Influence, past_facing
+from online_grads.estimators.past_facing.balance import balanced, check_epsilon
+from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
 from online_grads.linearize import Leaves
-from online_grads.numerics import norm
 from online_grads.types import Array, Estimator, Model
 
 
@@ -68,19 +68,12 @@ def uoro(
 
     Reference: Tallec & Ollivier (2017), arXiv:1702.05043, Algorithm 1.
     """
-    if not isinstance(epsilon, jax.core.Tracer) and epsilon < 0:
-        raise ValueError(f"epsilon must be at least 0, got {epsilon}")
+    check_epsilon(epsilon)
     found = analyse(model, allow_unused=allow_unused)
     leaves, flat = Leaves(found), found.flat
 
-    def init():
-        return UoroInfluence(
-            jnp.zeros(flat.size, flat.dtype), [jnp.zeros(w.shape, w.dtype) for w in leaves.weights]
-        )
-
-    def contract(influence, credit):
-        scale = credit @ influence.s
-        return [scale.astype(leaf.dtype) * leaf for leaf in influence.theta]
+    def init(h, key):
+        return UoroInfluence(jnp.zeros_like(h), [jnp.zeros(w.shape, w.dtype) for w in leaves.weights])
 
     return past_facing(
         found,
@@ -88,9 +81,9 @@ def uoro(
         Influence(
             init,
             lambda influence, segment, noise: propagate(influence, segment, noise, epsilon),
-            contract,
+            outer,
             noise=lambda key: jax.random.rademacher(key, (flat.size,), flat.dtype),
-            forget=lambda influence: jax.tree.map(jnp.zeros_like, influence),
+            forget=zeroed,
         ),
         block=None if direct else 1,
         direct=direct,
@@ -99,22 +92,12 @@ def uoro(
 
 def propagate(influence: UoroInfluence, segment, noise: Array, epsilon) -> UoroInfluence:
     """Move the factors over a segment with signs `noise` [n]."""
-    pushed = segment.push(influence.s)
-    immediate, _ = segment.pull_end(noise)
-    rho_0 = ratio(norm(influence.theta), norm(pushed), epsilon)
-    rho_1 = ratio(norm(immediate), norm(noise), epsilon)
-    scaled = lambda rho, leaf: rho.astype(leaf.dtype) * leaf
-    return UoroInfluence(
-        scaled(rho_0, pushed) + scaled(rho_1, noise),
-        [
-            scaled(1 / rho_0, old) + scaled(1 / rho_1, new)
-            for old, new in zip(influence.theta, immediate, strict=True)
-        ],
-    )
+    s, theta = balanced(segment.push(influence.s), influence.theta, epsilon)
+    signs, immediate = balanced(noise, segment.pull_end(noise)[0], epsilon)
+    return UoroInfluence(s + signs, jax.tree.map(jnp.add, theta, immediate))
 
 
-def ratio(over: Array, under: Array, epsilon) -> Array:
-    """√((over + ε)/(under + ε)), 1 where either vanishes."""
-    over, under = over + epsilon, under + epsilon
-    usable = (over > 0) & (under > 0)
-    return jnp.sqrt(jnp.where(usable, over, 1) / jnp.where(usable, under, 1))
+def outer(influence: UoroInfluence, credit: Array) -> list:
+    """(credit · s̃) θ̃."""
+    scale = credit @ influence.s
+    return [scale.astype(leaf.dtype) * leaf for leaf in influence.theta]
