@@ -3,6 +3,7 @@
 `SCHEMA` is the one description of the format; `online-grads run --help` prints it.
 """
 
+import inspect
 import math
 import tomllib
 from collections.abc import Iterable
@@ -43,6 +44,10 @@ A config is a TOML file with these sections (a key shown with a value has it by 
   steps | updates       in place of [run]'s
   seeds                 in place of [run]'s: one is enough where nothing is random
   optimizer = {}        laid over [optimizer]; with another name it starts afresh
+  feedback = "symmetric" or "random"    for estimators that take a feedback; random matrices are drawn
+                        from [run]'s first seed
+  inner_optimizer = {}  for estimators that learn a part of their own: name and learning_rate as in
+                        [optimizer], one rate; by default the estimator's
 
 --set section.key=value replaces a value, written as in TOML; a bare word is a string. estimator.key is
 for all estimators, estimator.0.key for the first. Setting steps drops updates, and the other way round.
@@ -90,6 +95,8 @@ class EstimatorConfig:
     seeds: int
     optimizer: OptimizerConfig
     options: dict[str, Any]
+    feedback: str | None = None  # None where the estimator takes none
+    inner_optimizer: OptimizerConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +234,15 @@ def _estimator(section: Section, run: RunConfig, length, optimizer: dict[str, An
         raise section.error("window", f"{window} does not divide {number} steps; it divides {near}")
     seeds = section.positive("seeds", run.seeds)
     own = Section(f"{section.where}.optimizer", section.take("optimizer", dict, {}))
+    constructor = ESTIMATORS[name].constructor
+    takes = inspect.signature(constructor).parameters
+    feedback, inner = None, None
+    if "feedback" in takes:
+        feedback = section.take("feedback", str, "symmetric", one_of=("symmetric", "random"))
+    if "inner_optimizer" in takes and (table := section.take("inner_optimizer", dict, {})):
+        inner = _optimizer(Section(f"{section.where}.inner_optimizer", table), {})
+        if len(inner.learning_rate) > 1:
+            raise section.error("inner_optimizer.learning_rate", "expected one number, got a list")
     return EstimatorConfig(
         name=name,
         label=label,
@@ -234,7 +250,9 @@ def _estimator(section: Section, run: RunConfig, length, optimizer: dict[str, An
         steps=number if unit == "steps" else number * window,
         seeds=seeds,
         optimizer=_optimizer(own, optimizer),
-        options=section.options(ESTIMATORS[name].constructor),
+        options=section.options(constructor),
+        feedback=feedback,
+        inner_optimizer=inner,
     )
 
 

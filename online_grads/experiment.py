@@ -18,7 +18,8 @@ import numpy as np
 import optax
 
 from online_grads.cells import CELLS, stack
-from online_grads.config import Config, EstimatorConfig
+from online_grads.config import Config, EstimatorConfig, OptimizerConfig
+from online_grads.estimators import feedback
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.learner import learner, scan
 from online_grads.model import from_cell
@@ -118,7 +119,7 @@ def train(config: Config, *, progress: bool = False) -> Report:
         for i, chosen in enumerate(config.estimators):
             where = f"estimator.{i} ({chosen.name})"
             with _blaming(config, where, (TypeError, ValueError)):
-                estimator = ESTIMATORS[chosen.name].constructor(model, **chosen.options)
+                estimator = _estimator(config, chosen, model)
             with _blaming(config, where, (ValueError,)):
                 trainers.append(_trainer(config, task, chosen, estimator, starts))
         results: list[Result] = []
@@ -156,6 +157,21 @@ def _build(config: Config) -> tuple[Task, Model]:
         return task, from_cell(cell, readout, task.loss, example=task.example)
 
 
+def _estimator(config: Config, chosen: EstimatorConfig, model: Model) -> Estimator:
+    options = dict(chosen.options)
+    if chosen.feedback == "random":
+        options["feedback"] = feedback.random(jax.random.key(config.run.seed))
+    if chosen.inner_optimizer is not None:
+        (rate,) = chosen.inner_optimizer.learning_rate
+        options["inner_optimizer"] = _optimizer(chosen.inner_optimizer)(rate)
+    return ESTIMATORS[chosen.name].constructor(model, **options)
+
+
+def _optimizer(chosen: OptimizerConfig) -> Callable:
+    """learning rate -> the optax optimizer."""
+    return partial(getattr(optax, chosen.name), **chosen.options)
+
+
 class _Start(NamedTuple):
     """What a seed decides."""
 
@@ -175,7 +191,7 @@ def _trainer(
     config: Config, task: Task, chosen: EstimatorConfig, estimator: Estimator, starts: _Start
 ) -> _Trainer:
     """One estimator's program, vmapped over seeds and mapped over learning rates; traced already."""
-    make = partial(getattr(optax, chosen.optimizer.name), **chosen.optimizer.options)
+    make = _optimizer(chosen.optimizer)
     rates = jnp.array(chosen.optimizer.learning_rate, config.run.precision)
 
     def init_one(rate, start):

@@ -118,7 +118,7 @@ def write(report: Report, folder: Path) -> None:
 
 
 def _estimator(result: Result) -> dict[str, Any]:
-    found, chosen = scores(result), best(result)
+    found, chosen, inner = scores(result), best(result), result.config.inner_optimizer
     return {
         "name": result.config.name,
         **found[chosen]._asdict(),
@@ -131,6 +131,8 @@ def _estimator(result: Result) -> dict[str, Any]:
         "seeds": result.config.seeds,
         "optimizer": dataclasses.asdict(result.config.optimizer),
         "options": result.config.options,
+        "feedback": result.config.feedback,
+        "inner_optimizer": inner and dataclasses.asdict(inner),
         "params": jax.tree.map(lambda leaf: leaf[chosen], result.params),
         "learning_rates": [score._asdict() for score in found],
     }

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 
+from online_grads.cells.alif import AlifHidden, alif
 from online_grads.cells.gru import gru
 from online_grads.cells.gru_reset_before import gru_reset_before
+from online_grads.cells.lif import LifHidden, lif
 from online_grads.cells.lstm import LstmHidden, lstm
 from online_grads.cells.stack import stack
 from online_grads.cells.types import Cell
@@ -11,10 +13,25 @@ from online_grads.cells.vanilla_rnn import vanilla_rnn
 
 # name -> constructor (inputs, hidden, **options), for configuration files
 CELLS: dict[str, Callable[..., Cell]] = {
+    "alif": alif,
     "gru": gru,
     "gru_reset_before": gru_reset_before,
+    "lif": lif,
     "lstm": lstm,
     "vanilla_rnn": vanilla_rnn,
 }
 
-__all__ = ["CELLS", "Cell", "LstmHidden", "gru", "gru_reset_before", "lstm", "stack", "vanilla_rnn"]
+__all__ = [
+    "CELLS",
+    "AlifHidden",
+    "Cell",
+    "LifHidden",
+    "LstmHidden",
+    "alif",
+    "gru",
+    "gru_reset_before",
+    "lif",
+    "lstm",
+    "stack",
+    "vanilla_rnn",
+]

@@ -1,0 +1,97 @@
+"""The adaptive leaky integrate-and-fire neuron: every spike raises its threshold for a while.
+
+    v_t = α v_{t-1} + W_rec z_{t-1} + W_in x_t − v_th z_{t-1}
+    a_t = ρ a_{t-1} + z_{t-1}                                z_t = H((v_t − v_th − β a_t)/v_th)
+
+with a surrogate for the derivative of H. α = exp(−dt/τ_m), ρ = exp(−dt/τ_a).
+
+Reference: Bellec et al. (2020), Nat. Commun. 11:3625, eqs. 6-9.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from online_grads.arguments import float_dtype, positive_int
+from online_grads.cells.spiking import check_in, current, fire, synapses
+from online_grads.cells.types import Cell
+from online_grads.types import Array
+
+
+class AlifHidden(NamedTuple):
+    """The state of adaptive leaky integrate-and-fire neurons."""
+
+    v: Array  # [n] membrane potential
+    a: Array  # [n] adaptation
+    z: Array  # [n] spikes, 0 or 1
+    silent: Array  # [n] int32, steps of silence that are left
+
+
+def alif(
+    inputs: int,
+    hidden: int,
+    *,
+    decay: float = 0.95,
+    adaptation_decay: float = 0.995,
+    beta: float = 0.2,
+    threshold: float = 1.0,
+    dampening: float = 0.3,
+    refractory: int = 0,
+    dtype=None,
+) -> Cell:
+    """Adaptive leaky integrate-and-fire neurons.
+
+        v_t = α v_{t-1} + W_rec z_{t-1} + W_in x_t − v_th z_{t-1}
+        a_t = ρ a_{t-1} + z_{t-1}                            z_t = H((v_t − v_th − β a_t)/v_th)
+        dz/du := γ max(0, 1 − |u|) at u = (v − v_th − β a)/v_th
+
+    Parameters `{"W_rec": [n, n], "W_in": [n, m]}`, drawn N(0, 1/n) and N(0, 1/m); the diagonal of
+    W_rec has no effect. The hidden state is `AlifHidden(v, a, z, silent)`, 0 at first. The reset is
+    not differentiated; a neuron's own spike raises its threshold, and that is.
+
+    Args:
+        inputs: m, the size of x.
+        hidden: n, the number of neurons.
+        decay: α = exp(−dt/τ_m), in (0, 1).
+        adaptation_decay: ρ = exp(−dt/τ_a), in (0, 1).
+        beta: β, how much a spike raises the threshold, above 0.
+        threshold: v_th, above 0.
+        dampening: γ, above 0.
+        refractory: steps of silence after a spike.
+        dtype: of parameters and hidden state, by default JAX's float.
+
+    Returns:
+        A `Cell` whose output is z.
+
+    Raises:
+        TypeError, ValueError: a size is not a positive integer, a number is out of its range, the
+            dtype is not a floating one.
+
+    >>> import jax
+    >>> params, hidden = (cell := alif(3, 8)).init(jax.random.key(0))
+    >>> cell.step(params, hidden, jnp.ones(3)).a.shape
+    (8,)
+
+    Reference: Bellec et al. (2020), Nat. Commun. 11:3625, eqs. 6-9.
+    """
+    inputs, hidden, dtype = positive_int("inputs", inputs), positive_int("hidden", hidden), float_dtype(dtype)
+    refractory = positive_int("refractory", refractory, least=0)
+    check_in(0, 1, decay=decay, adaptation_decay=adaptation_decay)
+    check_in(0, math.inf, beta=beta, threshold=threshold, dampening=dampening)
+
+    def init(key):
+        zero = jnp.zeros(hidden, dtype)
+        hidden_0 = AlifHidden(zero, zero, zero, jnp.zeros(hidden, jnp.int32))
+        return synapses(key, inputs, hidden, dtype), hidden_0
+
+    def step(params, state, x):
+        reset = threshold * jax.lax.stop_gradient(state.z)
+        v = decay * state.v + current(params, state.z, x) - reset
+        a = adaptation_decay * state.a + state.z
+        u = (v - threshold - beta * a) / threshold
+        z, silent = fire(u, state.silent, refractory, dampening)
+        return AlifHidden(v, a, z, silent)
+
+    return Cell(init, step, lambda state: state.z, inputs, hidden)
