@@ -10,3 +10,9 @@ import jax
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--keys", type=int, default=20_000, help="random keys of a test of unbiasedness; 100_000 in full"
+    )

@@ -37,6 +37,29 @@ def stacked():
     return of_cell(cells.stack(cells.gru(INPUTS, HIDDEN), cells.lstm(HIDDEN, HIDDEN - 1)))
 
 
+def joint():
+    """The leaky tanh network of the papers, with all parameters in one matrix that meets [a; x; 1]."""
+    alpha = 0.6
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        params = {
+            "W": jax.random.normal(keys[0], (HIDDEN, HIDDEN + INPUTS + 1)) / 3,
+            "readout": jax.random.normal(keys[1], (OUTPUTS, HIDDEN)),
+        }
+        return params, jax.random.normal(keys[2], (HIDDEN,))
+
+    def transition(params, a, x):
+        drive = params["W"] @ jnp.concatenate([a, x, jnp.ones(1)])
+        return (1 - alpha) * a + alpha * jnp.tanh(drive)
+
+    def loss(params, a, y):
+        prediction = params["readout"] @ a
+        return losses.squared_error(prediction, y), prediction
+
+    return Model(init, transition, loss, EXAMPLE)
+
+
 def normalised():
     """Weight normalisation, a masked recurrent matrix, a gain shared by all units, tied input weights."""
     mask = jnp.asarray([[1.0, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 1, 0, 1]])
@@ -199,6 +222,12 @@ def learned_start(model):
         model.example,
     )
     return with_resets(inner, begin)
+
+
+def fixed_start(model):
+    """The model with resets to where it starts."""
+    start = jax.eval_shape(model.init, jax.random.key(0))[1]
+    return with_resets(model, jax.tree.map(lambda s: jnp.full(s.shape, 0.2, s.dtype), start))
 
 
 class Problem(NamedTuple):

@@ -121,7 +121,7 @@ def kernl(
     structure = Weights(found, dense=False)
     patterns = Patterns(structure, *structure.shapes)
     require_local("kernl", structure, patterns)
-    n = found.flat.size
+    n, dtype = found.flat.size, found.flat.dtype
     pairs = zip(structure.sites, patterns.sites, strict=True)
     kept = masked.keep(structure, patterns, [s for site, s in pairs if site.weight < structure.trained])
     # trace c decays by κ_c: a diagonal A in the masked recursion
@@ -176,7 +176,7 @@ def kernl(
         init,
         propagate,
         contract,
-        noise=lambda key: sigma * jax.random.normal(key, (n,), found.flat.dtype),
+        noise=lambda key: jnp.asarray(sigma, dtype) * jax.random.normal(key, (n,), dtype),
         forget=lambda influence, noise: begin_anew(influence, jnp.zeros_like(influence.noisy)),
         info=lambda influence: {"noise_loss": influence.error},
     )

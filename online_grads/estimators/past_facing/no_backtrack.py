@@ -28,6 +28,7 @@ from online_grads.estimators.past_facing.balance import balanced, check_epsilon,
 from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
 from online_grads.estimators.past_facing.uoro import UoroInfluence, outer
 from online_grads.linearize import Weights
+from online_grads.numerics import widened
 from online_grads.patterns import Patterns
 from online_grads.sparse import SparseJacobian
 from online_grads.types import Estimator, Model
@@ -79,18 +80,20 @@ def no_backtrack(
         """‖I[i, :]‖ for every hidden entry i, [n]."""
         h, rest, x = jax.tree.map(lambda leaf: leaf[0], (*segment.before, segment.xs))
         entries = jacobian(segment.weights, h, rest, x)
-        squares = jnp.zeros(n, h.dtype)
+        wide = widened(h).dtype
+        squares = jnp.zeros(n, wide)
         for number, (site, (rows, columns)) in enumerate(zip(structure.sites, places, strict=True)):
             if site.weight < structure.trained:
-                reach = jnp.square(entries.drive(number, rows, columns).astype(h.dtype))
+                reach = jnp.square(entries.drive(number, rows, columns).astype(wide))
                 if not site.direct:
-                    v = entries.presynaptic[number].astype(h.dtype)
+                    v = entries.presynaptic[number].astype(wide)
                     reach *= jnp.sum(jnp.square(v), axis=1)[columns // site.post]
                 squares = squares.at[np.asarray(rows)].add(reach)
         return jnp.sqrt(squares)
 
     def propagate(influence, segment, signs):
-        rho = ratio(row_norms(segment), jnp.ones((n,)), epsilon).astype(signs.dtype)
+        norms = row_norms(segment)
+        rho = ratio(norms, jnp.ones_like(norms), epsilon).astype(signs.dtype)
         v, w = balanced(segment.push(influence.s), influence.theta, epsilon)
         immediate, _ = segment.pull_end(signs[1:] / rho)
         return UoroInfluence(

@@ -2,16 +2,16 @@
 
     M_t ≈ Σ_{l=1…r} u_l ⊗ B_l,   E[Σ u_l ⊗ B_l] = M_t          u_l [pre], B_l [n, post]
 
-Every step has r + 1 products, (u_l, J_t B_l) and (v_t, D_t). With U = [u_1 … v_t], V = [vec J B_1 …
-vec D_t], U = Q_U R_U, V = Q_V R_V and the singular values R_U R_Vᵀ = L diag(σ) Rᵀ, σ₁ ≥ σ₂ ≥ …:
+Every step has r + 1 products, (u_l, J_t B_l) and (v_t, D_t). As a sum of orthogonal ones it is
+Σ_i σ_i a_i ⊗ b_i, σ₁ ≥ σ₂ ≥ … ≥ σ_{r+1}; of these r are made:
 
     K   the fewest with (r − K) σ_{K+1} ≤ s = Σ_{i>K} σ_i        these K are kept as they are
     z_i = √(1 − (r − K) σ_i/s),  i > K;   Z an orthonormal basis of z^⊥;   signs ε_i ~ {±1}
     Φ   = blockdiag(√σ_1 … √σ_K,  √(s/(r − K)) diag(ε) Z)        [r+1, r],  E[Φ Φᵀ] = diag(σ)
-    U'  = Q_U L Φ,    V' = Q_V R Φ
+    u'_l = Σ_i Φ_il a_i,    B'_l = Σ_i Φ_il b_i
     g_t = Σ_l u_l (∂ℓ_t/∂h_{t-1} B_l) + ∂ℓ_t/∂w at fixed h_{t-1}
 
-Cost per step: r products J B, O(r n² post), and a QR of [n·post, r+1], O(r² n post); memory
+Cost per step: r products J B, O(r n² post), and the orthogonal sum, O(r² n post); memory
 r (n·post + pre). Unbiased with frozen parameters, and exact where r ≥ pre. Weights that meet no
 vector are carried exactly. Any cell.
 
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from online_grads.arguments import positive_int
 from online_grads.estimators.past_facing.factored import Factors, factored
+from online_grads.estimators.past_facing.products import singular_products
 from online_grads.types import Array, Estimator, Model
 
 
@@ -103,14 +104,9 @@ def reduce(u: Array, v: Array, signs: Array) -> tuple[Array, Array]:
     Returns:
         The new factors, [r, a] and [r, b].
     """
-    r = len(signs) - 1
-    q_u, r_u = jnp.linalg.qr(u.T)
-    q_v, r_v = jnp.linalg.qr(v.T)
-    left, sigma, right = jnp.linalg.svd(r_u @ r_v.T, full_matrices=False)
-    # vectors shorter than r+1 have as many singular values as entries: the others are zero
-    short = r + 1 - sigma.size
-    phi = _mixing(jnp.pad(sigma, (0, short)), signs)[: sigma.size]
-    return (q_u @ left @ phi).T, (q_v @ right.T @ phi).T
+    a, sigma, b = singular_products(u, v)
+    phi = _mixing(sigma, signs)
+    return phi.T @ a, phi.T @ b
 
 
 def _mixing(sigma: Array, signs: Array) -> Array:
