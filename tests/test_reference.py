@@ -5,11 +5,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from online_grads import Model, losses, rtrl, tbptt, uoro
+from online_grads import Model, feedback, kernl, kf_rtrl, losses, reverse_kf_rtrl, rflo, rtrl, tbptt, uoro
 from online_grads.analysis import analyse
 from online_grads.estimators.past_facing import uoro as uoro_file
+from online_grads.estimators.past_facing.kf_rtrl import KfFactors
+from online_grads.estimators.past_facing.reverse_kf_rtrl import ReverseKfFactors
 from online_grads.linearize import Leaves, Segment
 
 DATA = dict(np.load(Path(__file__).parent / "data" / "vanilla_rnn.npz"))
@@ -112,3 +115,92 @@ def test_uoro_emits_what_its_moved_influence_reads():
             np.testing.assert_allclose(grads[leaf], scale * factor, rtol=1e-10, atol=1e-12)
         for leaf in ("W_out", "b_out"):
             np.testing.assert_allclose(grads[leaf], DATA[f"rtrl_g{leaf}"][step][0], rtol=1e-10, atol=1e-12)
+
+
+def joint_network():
+    """The same network with one product, W [a; x; 1]: KF-RTRL and its reverse keep one pair of factors for it."""
+    model = network()
+    params, a0 = model.init(None)
+    joint = {
+        "W": jnp.concatenate([params["W_rec"], params["W_in"], params["b_rec"][:, None]], axis=1),
+        "W_out": params["W_out"],
+        "b_out": params["b_out"],
+    }
+    alpha = float(DATA["alpha"])
+
+    def transition(params, a, x):
+        drive = params["W"] @ jnp.concatenate([a, x, jnp.ones(1)])
+        return (1 - alpha) * a + alpha * jnp.tanh(drive)
+
+    return Model(lambda key: (joint, a0), transition, model.loss, model.example)
+
+
+def follow(monkeypatch, estimator, influence, draw, noise):
+    """The states of an estimator that starts from `influence` and draws `noise` [T, ...] by jax.random.`draw`.
+
+    Every emitted gradient is compared with the reference's under the name of the recorded noise.
+    """
+    params, hidden = joint_network().init(None)
+    state = estimator.init(params, hidden, key=jax.random.key(0))
+    state = state._replace(influence=influence(state.influence))
+    for step in range(STEPS):
+        drawn = jnp.asarray(noise[step], float)
+        monkeypatch.setattr(jax.random, draw, lambda key, shape, dtype, drawn=drawn: drawn.reshape(shape))
+        part = jnp.asarray(DATA["X"][step])[None], jnp.asarray(DATA["Y"][step])[None]
+        state, estimate = estimator.update(state, params, *part)
+        yield step, state.influence, estimate.grads
+
+
+def assert_joint(name, step, grads):
+    W = np.concatenate([DATA[f"{name}_g{leaf}"][step].reshape(SIZE, -1) for leaf in LEAVES[:3]], axis=1)
+    np.testing.assert_allclose(grads["W"], W, rtol=1e-10, atol=1e-12)
+    for leaf in LEAVES[3:]:
+        np.testing.assert_allclose(grads[leaf], DATA[f"{name}_g{leaf}"][step], rtol=1e-10, atol=1e-12)
+
+
+FACTORED = {
+    "kf": (kf_rtrl, lambda u, B: KfFactors(u[None], B[None])),
+    "rkf": (reverse_kf_rtrl, lambda A, B: ReverseKfFactors(A[None], B[None])),
+}
+
+
+@pytest.mark.parametrize("epsilon", [0.0, pytest.param(1e-3, marks=pytest.mark.xfail(strict=True))])
+@pytest.mark.parametrize("name", FACTORED)
+def test_factors_move_and_emit_as_the_reference(name, epsilon, monkeypatch):
+    constructor, factors = FACTORED[name]
+    pair = lambda *which: factors(*(jnp.asarray(DATA[f"{name}_{part}"]) for part in which))
+    estimator = constructor(joint_network(), epsilon=epsilon, direct=False)
+    start = lambda influence: influence._replace(synapses=[pair("A0", "B0")])
+    for step, influence, grads in follow(monkeypatch, estimator, start, "rademacher", DATA[f"{name}_nu"]):
+        expected = factors(jnp.asarray(DATA[f"{name}_A"][step]), jnp.asarray(DATA[f"{name}_B"][step]))
+        for got, value in zip(influence.synapses[0], expected, strict=True):
+            np.testing.assert_allclose(got, value, rtol=1e-10, atol=1e-12)
+        assert_joint(name, step, grads)
+
+
+@pytest.mark.parametrize("rate", [0.1, pytest.param(0.0, marks=pytest.mark.xfail(strict=True))])
+def test_kernl_learns_and_emits_as_the_reference(rate, monkeypatch):
+    estimator = kernl(joint_network(), sigma=1.0, gamma=0.3, inner_optimizer=optax.sgd(rate))
+    start = lambda influence: influence._replace(noise=jnp.asarray(DATA["kernl_zeta"][0]))
+    for step, influence, grads in follow(monkeypatch, estimator, start, "normal", DATA["kernl_zeta"][1:]):
+        kernel = influence.learned.kernel
+        for got, name in (
+            (kernel.A, "A"),
+            (kernel.gamma, "alpha"),
+            (influence.omega, "Omega"),
+            (influence.slope, "Gamma"),
+            (influence.traces[0][0], "B"),
+        ):
+            np.testing.assert_allclose(got, DATA[f"kernl_{name}"][step], rtol=1e-10, atol=1e-12, err_msg=name)
+        assert_joint("kernl", step, grads)
+
+
+def test_rflo_emits_the_reference_gradient_with_both_feedbacks():
+    back = feedback.fixed(jnp.asarray(DATA["rflo_W_fb"]).T)
+    for name, estimator in (
+        ("rflo", rflo(network())),
+        ("rflo_random", rflo(network(), feedback=back)),
+    ):
+        for step, _, grads, _ in run(estimator, 1):
+            assert_emits(name, step, grads)
+    assert float(np.abs(DATA["rflo_gW_rec"] - DATA["rflo_random_gW_rec"]).max()) > 1e-3
