@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from online_grads import batched, gradient, kernl, learner, rflo, scan
+from tests.models import MODELS, problem, problem_of, relative_error, stream
+
+FROZEN = optax.set_to_zero()
+
+
+def run(estimator, given):
+    return jax.jit(lambda *args: gradient(estimator, *args, key=jax.random.key(1)))(*given.args)
+
+
+def test_with_identity_sensitivities_and_the_leak_as_decay_it_is_rflo():
+    given = problem("vanilla", 8)
+    expected = run(rflo(given.model), given)
+    assert relative_error(run(kernl(given.model, gamma=0.6, inner_optimizer=FROZEN), given), expected) <= 1e-10
+    assert relative_error(run(kernl(given.model, gamma=0.5, inner_optimizer=FROZEN), given), expected) > 1e-3
+
+
+def trained(estimator, given, steps):
+    xs, ys = stream(given.model, steps, seed=3)
+    online = learner(estimator, optax.sgd(0.0))
+    start = online.init(given.params, given.hidden, key=jax.random.key(1))
+    return jax.jit(lambda xs, ys: scan(online, start, xs, ys))(xs, ys)
+
+
+def test_the_noise_is_predicted_better_and_better():
+    """With parameters at rest A and γ learn; without learning the prediction stays where it is."""
+    given = problem("vanilla", 8)
+    late = lambda losses: float(losses[-1000:].mean() / losses[:1000].mean())
+    for inner, improves in ((optax.sgd(0.3), True), (FROZEN, False)):
+        _, metrics = trained(kernl(given.model, sigma=0.1, inner_optimizer=inner), given, 6000)
+        assert (late(metrics.info["noise_loss"]) < 0.8) == improves
+
+
+@pytest.mark.parametrize("name", ["lstm", "columns", "normalised"])
+def test_hidden_states_of_several_leaves(name):
+    given = problem(name, 8)
+    got = run(kernl(given.model), given)
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(got))
+
+
+def test_reset_every_begins_the_copy_anew():
+    given = problem("vanilla", 8)
+    estimator = kernl(given.model, sigma=0.1, reset_every=3, inner_optimizer=FROZEN)
+    state = estimator.init(given.params, given.hidden, key=jax.random.key(1))
+    for step, age in enumerate([1, 2, 3, 1, 2, 3, 1]):
+        part = given.xs[step : step + 1], given.ys[step : step + 1]
+        before = state.hidden
+        state, _ = estimator.update(state, given.params, *part)
+        assert int(state.influence.age) == age
+        # the step after a reset starts from the network's own state, without noise
+        alone = given.model.transition(given.params, before, part[0][0])
+        assert jnp.allclose(state.influence.noisy, alone, atol=1e-12) == (age == 1)
+
+
+def test_streams_of_a_batch_learn_one_kernel():
+    given = problem_of(MODELS["vanilla"](), 8)
+    xs, ys = (jnp.stack([leaf, 2 * leaf], axis=1) for leaf in (given.xs, given.ys))
+    for axis_name, same in (("streams", True), (None, False)):
+        estimator = batched(kernl(given.model, sigma=0.3, axis_name=axis_name), 2)
+        state = estimator.init(given.params, given.hidden, key=jax.random.key(1))
+        state, _ = jax.jit(estimator.update)(state, given.params, xs, ys)
+        one, other = state.streams.influence.learned.kernel.A
+        assert bool(jnp.all(one == other)) == same
+
+
+def test_bad_arguments():
+    model = MODELS["vanilla"]()
+    with pytest.raises(ValueError, match=r"sigma must be at least 0, got -1\.0"):
+        kernl(model, sigma=-1.0)
+    with pytest.raises(ValueError, match="reset_every must be at least 1, got 0"):
+        kernl(model, reset_every=0)
+    with pytest.raises(ValueError, match="kernl is local"):
+        kernl(MODELS["gru_reset_before"]())
