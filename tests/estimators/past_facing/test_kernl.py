@@ -31,9 +31,9 @@ def test_the_noise_is_predicted_better_and_better():
     """With parameters at rest A and γ learn; without learning the prediction stays where it is."""
     given = problem("vanilla", 8)
     late = lambda losses: float(losses[-1000:].mean() / losses[:1000].mean())
-    for inner, improves in ((optax.sgd(0.3), True), (FROZEN, False)):
+    for inner, improves in ((optax.sgd(0.1), True), (FROZEN, False)):
         _, metrics = trained(kernl(given.model, sigma=0.1, inner_optimizer=inner), given, 6000)
-        assert (late(metrics.info["noise_loss"]) < 0.8) == improves
+        assert (late(metrics.info["noise_loss"]) < 0.5) == improves
 
 
 @pytest.mark.parametrize("name", ["lstm", "columns", "normalised"])

@@ -1,0 +1,75 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from online_grads import gradient, optimal_kronecker
+from online_grads.estimators.past_facing.optimal_kronecker import _mixing, reduce
+from tests.models import MODELS, problem, relative_error
+
+SPECTRA = {
+    "falling": [4.0, 2.0, 1.0, 0.5],
+    "one large": [100.0, 0.2, 0.1, 0.05],
+    "equal": [1.0, 1.0, 1.0, 1.0],
+    "three": [3.0, 2.0, 1.0, 0.0],
+    "one": [1.0, 0.0, 0.0, 0.0],
+    "none": [0.0, 0.0, 0.0, 0.0],
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+def test_the_mean_over_all_signs_is_the_spectrum(spectrum):
+    sigma = jnp.array(SPECTRA[spectrum])
+    signs = jnp.array(list(itertools.product([-1.0, 1.0], repeat=4)))
+    phi = jax.vmap(lambda signs: _mixing(sigma, signs))(signs)
+    squares = phi @ jnp.swapaxes(phi, 1, 2)
+    np.testing.assert_allclose(squares.mean(axis=0), jnp.diag(sigma), atol=1e-14)
+    # one draw alone has noise, unless three products are all there is
+    exact = np.allclose(squares[0], jnp.diag(sigma), atol=1e-14)
+    assert exact == (spectrum in ("three", "one", "none"))
+
+
+def least_variance(sigma, r):
+    """The least E|X − diag(σ)|² of an unbiased X of rank r: Benzing et al., Theorem 1."""
+    K = next(K for K in range(r) if (r - K) * sigma[K] <= sigma[K:].sum())
+    return sigma[K:].sum() ** 2 / (r - K) - (sigma[K:] ** 2).sum()
+
+
+@pytest.mark.parametrize("spectrum", ["falling", "one large", "equal"])
+def test_the_variance_is_the_least_possible(spectrum):
+    sigma = np.array(SPECTRA[spectrum])
+    signs = jnp.array(list(itertools.product([-1.0, 1.0], repeat=4)))
+    phi = jax.vmap(lambda signs: _mixing(jnp.asarray(sigma), signs))(signs)
+    error = phi @ jnp.swapaxes(phi, 1, 2) - jnp.diag(sigma)[None]
+    variance = float(jnp.mean(jnp.sum(error**2, axis=(1, 2))))
+    assert variance == pytest.approx(least_variance(sigma, 3), rel=1e-10)
+    # mixing all of them without regard to their sizes, as one random projection does, has more
+    assert variance < sigma.sum() ** 2 - (sigma**2).sum()
+
+
+def test_a_reduction_keeps_the_mean():
+    keys = jax.random.split(jax.random.key(0))
+    u, v = jax.random.normal(keys[0], (3, 5)), jax.random.normal(keys[1], (3, 7))
+    signs = jnp.array(list(itertools.product([-1.0, 1.0], repeat=3)))
+    reduced = jax.vmap(lambda signs: (lambda a, b: a.T @ b)(*reduce(u, v, signs)))(signs)
+    np.testing.assert_allclose(reduced.mean(axis=0), u.T @ v, atol=1e-13)
+    assert float(jnp.abs(reduced[0] - u.T @ v).max()) > 1e-2
+    assert np.all(np.linalg.matrix_rank(reduced, tol=1e-10) == 2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_rank_of_all_presynaptic_entries_is_exact(name):
+    """7 = 4 + 3 is the largest presynaptic vector among the models."""
+    given = problem(name, 8)
+    run = lambda rank: jax.jit(
+        lambda *args: gradient(optimal_kronecker(given.model, rank=rank), *args, key=jax.random.key(1))
+    )(*given.args)
+    assert relative_error(run(7), given.exact) <= 1e-10
+    assert relative_error(run(1), given.exact) > 1e-3
+
+
+def test_bad_rank():
+    with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
+        optimal_kronecker(MODELS["gru"](), rank=0)
