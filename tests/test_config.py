@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from online_grads import config
-from online_grads.config import ConfigError, load, parse
+from online_grads.config import ConfigError, OptimizerConfig, load, parse
 from online_grads.signatures import expected, fits, options
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -65,7 +65,7 @@ def test_defaults_and_what_estimators_override():
         ("task.t3", 1, "task.t3: unknown key; possible: name, repeat, t1, t2"),
         ("task.t1", 1.5, "task.t1: expected an integer, got 1.5"),
         ("task", "add", "task: expected a table, got 'add'"),
-        ("model.cell", "gruu", "model.cell: unknown name 'gruu'; did you mean 'gru'? possible: gru, "),
+        ("model.cell", "gruu", "model.cell: unknown name 'gruu'; did you mean 'gru'? possible: alif, gru, "),
         ("model.leek", 1, "model.leek: unknown key; did you mean 'leak'? possible: cell, hidden, leak"),
         ("model.leak", "half", "model.leak: expected a number, got 'half'"),
         ("model.hidden", [8, 0], "model.hidden: expected sizes of at least 1, got [8, 0]"),
@@ -150,7 +150,10 @@ def test_overrides():
         ("steps=3", "--set steps=3: expected section.key=value"),
         ("run.steps=[1", "--set run.steps=[1: '[1' is not a TOML value"),
         ("run.steps.x=1", "--set run.steps.x=1: run.steps is not a table"),
-        ("estimator.9.window=1", "--set estimator.9.window=1: the config has 4 estimators, counted from 0"),
+        (
+            "estimator.99.window=1",
+            "--set estimator.99.window=1: the config has 12 estimators, counted from 0",
+        ),
         ("run.step=1", "add.toml: run.step: unknown key; did you mean 'steps'?"),
         ("ran.steps=1", "add.toml: unknown section [ran]; did you mean 'run'?"),
     ],
@@ -187,3 +190,39 @@ def test_options_are_checked_against_signatures():
     assert fits(object(), inspect.Parameter.empty)
     assert not fits((1, "x"), tuple[int, ...])
     assert expected(float | None) == "a number"
+
+
+def test_feedback_and_an_estimator_s_own_optimizer():
+    inner = {"name": "sgd", "learning_rate": 5.0, "momentum": 0.5}
+    rows = parse(
+        changed(
+            "estimator", [{"name": "rflo", "feedback": "random"}, {"name": "kernl", "inner_optimizer": inner}]
+        )
+    ).estimators
+    assert [row.feedback for row in rows] == ["random", "symmetric"]
+    assert rows[0].inner_optimizer is None
+    assert rows[1].inner_optimizer == OptimizerConfig("sgd", (5.0,), {"momentum": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"name": "rflo", "feedback": "rando"},
+            "estimator.0.feedback: unknown name 'rando'; did you mean 'random'?",
+        ),
+        ({"name": "rtrl", "feedback": "random"}, "estimator.0.feedback: unknown key"),
+        ({"name": "rflo", "inner_optimizer": {"name": "sgd"}}, "estimator.0.inner_optimizer: unknown key"),
+        (
+            {"name": "kernl", "inner_optimizer": {"name": "sgd"}},
+            "estimator.0.inner_optimizer.learning_rate: missing",
+        ),
+        (
+            {"name": "kernl", "inner_optimizer": {"name": "sgd", "learning_rate": [1.0, 2.0]}},
+            "estimator.0.inner_optimizer.learning_rate: expected one number, got a list",
+        ),
+    ],
+)
+def test_mistakes_in_them(row, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        parse(changed("estimator", [row]))

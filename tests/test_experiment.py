@@ -182,3 +182,23 @@ def test_scores():
 def test_the_best_rate_has_the_fewest_diverged_seeds_then_the_lowest_loss():
     assert best(result([[FALLING + 1, FALLING + 1], [FALLING, FALLING[::-1]]])) == 0
     assert best(result([[FALLING + 1, FALLING + 1], [FALLING, FALLING]])) == 1
+
+
+def test_feedback_and_inner_optimizer_reach_the_estimator():
+    rows = [
+        {"name": "rflo"},
+        {"name": "rflo", "feedback": "random", "label": "random"},
+        {"name": "kernl", "sigma": 0.1, "label": "kernl"},
+        {
+            "name": "kernl",
+            "sigma": 0.1,
+            "label": "learns",
+            "inner_optimizer": {"name": "sgd", "learning_rate": 0.5},
+        },
+    ]
+    model = {"cell": "vanilla_rnn", "hidden": 4}
+    report = train(settings(*rows, task="add", model=model, seeds=2))
+    losses = [result.loss for result in report.results]
+    assert all(np.isfinite(loss).all() for loss in losses)
+    for i, one in enumerate(losses):
+        assert not any(np.allclose(one, other, rtol=1e-9) for other in losses[i + 1 :])

@@ -118,7 +118,7 @@ def test_uoro_emits_what_its_moved_influence_reads():
 
 
 def joint_network():
-    """The same network with one product, W [a; x; 1]: KF-RTRL and its reverse keep one pair of factors for it."""
+    """The same network with one product, W [a; x; 1]: the Kronecker methods keep one pair of factors."""
     model = network()
     params, a0 = model.init(None)
     joint = {
@@ -136,7 +136,7 @@ def joint_network():
 
 
 def follow(monkeypatch, estimator, influence, draw, noise):
-    """The states of an estimator that starts from `influence` and draws `noise` [T, ...] by jax.random.`draw`.
+    """The states of an estimator that starts from `influence` and draws `noise` by jax.random.`draw`.
 
     Every emitted gradient is compared with the reference's under the name of the recorded noise.
     """

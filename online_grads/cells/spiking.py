@@ -65,5 +65,5 @@ def check_in(low: float, high: float, **values) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"{name} must be a number, got {value!r}")
-        if not low < value < high:
+        if not low < float(value) < high:
             raise ValueError(f"{name} must be in ({low}, {high}), got {value}")

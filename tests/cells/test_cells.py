@@ -42,7 +42,33 @@ def gru_reset_before_step(p, h, x):
     return (1 - z) * new + z * h
 
 
+def current(p, z, x):
+    W = p["W_rec"].copy()
+    np.fill_diagonal(W, 0)
+    return W @ z + p["W_in"] @ x
+
+
+def fire(u, silent):
+    z = np.where(silent > 0, 0.0, u > 0)
+    return z, np.clip(silent + 2 * z.astype(int) - 1, 0, 2)
+
+
+def lif_step(p, state, x):
+    v, z, silent = state
+    v = 0.9 * v + current(p, z, x) - 0.5 * z
+    return v, *fire(v - 0.5, silent)
+
+
+def alif_step(p, state, x):
+    v, a, z, silent = state
+    v, a = 0.9 * v + current(p, z, x) - 0.5 * z, 0.8 * a + z
+    return v, a, *fire(v - 0.5 - 0.3 * a, silent)
+
+
+SPIKING = {"decay": 0.9, "threshold": 0.5, "refractory": 2}
 EQUATIONS = {
+    "lif": (cells.lif(M, N, **SPIKING), lif_step),
+    "alif": (cells.alif(M, N, adaptation_decay=0.8, beta=0.3, **SPIKING), alif_step),
     "vanilla_rnn": (cells.vanilla_rnn(M, N, leak=0.3), vanilla_step),
     "lstm": (cells.lstm(M, N), lstm_step),
     "gru": (cells.gru(M, N), gru_step),
@@ -53,7 +79,7 @@ EQUATIONS = {
 def random_like(tree):
     """Random everywhere, so that biases and initial states take part."""
     draw = np.random.default_rng(1).normal
-    return jax.tree.map(lambda leaf: draw(size=leaf.shape), tree)
+    return jax.tree.map(lambda leaf: draw(size=leaf.shape).astype(leaf.dtype), tree)
 
 
 def drawn(cell):
@@ -257,3 +283,31 @@ def test_float64_is_not_quietly_truncated():
             cells.gru(2, 3, dtype=jnp.float64)
     finally:
         jax.config.update("jax_enable_x64", True)
+
+
+def test_a_spike_has_the_papers_slope():
+    """dz/dv = (γ/v_th) max(0, 1 − |v − v_th|/v_th), and none while the neuron is silent."""
+    cell = cells.lif(1, 1, threshold=0.5, dampening=0.3, refractory=1)
+    params = {"W_rec": jnp.zeros((1, 1)), "W_in": jnp.ones((1, 1))}
+    slope = lambda x, silent: jax.jacfwd(
+        lambda x: cell.step(params, cells.LifHidden(jnp.zeros(1), jnp.zeros(1), jnp.array([silent])), x).z
+    )(jnp.array([x]))
+    for v in (-0.1, 0.2, 0.5, 0.7, 1.2):
+        expected = 0.3 / 0.5 * max(0.0, 1 - abs(v - 0.5) / 0.5)
+        assert float(slope(v, 0)[0, 0]) == pytest.approx(expected, abs=1e-12)
+        assert float(slope(v, 1)[0, 0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"decay": 1.0}, ValueError, r"decay must be in \(0, 1\), got 1\.0"),
+        ({"threshold": 0.0}, ValueError, r"threshold must be in \(0, inf\), got 0\.0"),
+        ({"dampening": "much"}, TypeError, "dampening must be a number, got 'much'"),
+        ({"refractory": -1}, ValueError, "refractory must be at least 0, got -1"),
+    ],
+)
+@pytest.mark.parametrize("constructor", [cells.lif, cells.alif])
+def test_bad_spiking_options(constructor, options, error, message):
+    with pytest.raises(error, match=message):
+        constructor(2, 3, **options)

@@ -15,17 +15,34 @@ The first form has an exact direct part: for an exact M both are the same number
 one its variance is far lower, and a block of b steps costs what backpropagation through it costs.
 
 To add an estimator, write one file with an `Influence` and a constructor that calls `past_facing`,
-and one row in the registry:
+and one row in the registry. This is RTRL for every model, without knowledge of its structure:
 
-    def immediate(model):                               # credit for the present step alone
-        found = analyse(model)
-        coordinates = Weights(found, dense=False)       # or Leaves(found): no structure needed
-        influence = Influence(
-            init=lambda h, key: (),
-            propagate=lambda influence, segment, noise: (),
-            contract=lambda influence, credit: [jnp.zeros(w.shape, w.dtype) for w in coordinates.weights],
-        )
-        return past_facing(found, coordinates, influence, block=1)
+    def rtrl_of_leaves(model):
+        found = analyse(model)                          # checks the model, lays it flat
+        leaves, n = Leaves(found), found.flat.size      # gradients for parameters as they are
+
+        def init(h, key):                               # M_0
+            return [jnp.zeros((n, *w.shape), w.dtype) for w in leaves.weights]
+
+        def propagate(influence, segment, noise):       # M_b from M_0
+            transfer = jax.vmap(segment.push, out_axes=1)(jnp.eye(n))           # Φ
+            immediate, _ = jax.vmap(segment.pull_end)(jnp.eye(n))               # ∂h_b/∂w
+            return [jnp.tensordot(transfer, m, 1) + i for m, i in zip(influence, immediate)]
+
+        def contract(influence, credit):                # credit · M
+            return [jnp.tensordot(credit, m, 1) for m in influence]
+
+        influence = Influence(init, propagate, contract, forget=zeroed)
+        return past_facing(found, leaves, influence, block=None)
+
+* A `Segment` gives `push` (JVP), `pull` and `pull_end` (VJP), `jacobians` (Φ and the factors of the
+  immediate influence), the states and inputs of the block; only what is asked for is computed.
+* `Weights(found, dense=False)` in place of `Leaves(found)` forms gradients for the effective
+  weights, with their sites; `Patterns` and `SparseJacobian` then say and compute what reaches what.
+  The Kronecker methods share `factored.py`, the methods with a mask `masked.py`.
+* A stochastic method draws in `noise` only, so that a reset draws what a fresh stream would; it
+  says in `forget` what does not hang on Φ. What it learns goes into a field called `learned`.
+* The laws of tests/test_conformance.py hold for the row from then on.
 """
 
 from collections.abc import Callable

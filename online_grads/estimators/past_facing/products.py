@@ -82,7 +82,7 @@ def _orthogonal_columns(matrix: Array) -> tuple[Array, Array]:
     return end[:m], end[m:]
 
 
-def _rounds(m: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def _rounds(m: int) -> list[tuple[np.ndarray, ...]]:
     """All pairs of m columns, in rounds of disjoint ones (a round-robin tournament)."""
     players = list(range(m)) + [-1] * (m % 2)
     rounds = []

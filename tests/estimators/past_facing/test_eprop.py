@@ -144,7 +144,8 @@ def test_a_sparse_network_keeps_what_its_hops_reach():
         kept.append(int(estimate.info["kept"]))
         sizes.append(memory(estimator, given.params, given.hidden))
     assert kept == [1, 2, 3]
-    assert sizes == sorted(set(sizes)) and sizes[-1] < memory(rtrl(given.model), given.params, given.hidden)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] < memory(rtrl(given.model), given.params, given.hidden)
     assert relative_error(run(eprop(given.model, hops=7), given), given.exact) <= 1e-10
 
 
@@ -158,7 +159,9 @@ def test_a_mask_s_zeros_are_not_kept():
 
     def model(mask):
         transition = lambda params, h, x: jnp.tanh((params["W"] * mask) @ h + jnp.sum(x))
-        return Model(init, transition, lambda p, h, y: (jnp.sum(h) * jnp.sum(y), ()), MODELS["vanilla"]().example)
+        return Model(
+            init, transition, lambda p, h, y: (jnp.sum(h) * jnp.sum(y), ()), MODELS["vanilla"]().example
+        )
 
     sparse, dense = problem_of(model(mask), 6), problem_of(model(jnp.ones((n, n))), 6)
     sizes = [memory(snap(g.model), g.params, g.hidden) for g in (sparse, dense)]

@@ -16,7 +16,9 @@ def run(estimator, given):
 def test_with_identity_sensitivities_and_the_leak_as_decay_it_is_rflo():
     given = problem("vanilla", 8)
     expected = run(rflo(given.model), given)
-    assert relative_error(run(kernl(given.model, gamma=0.6, inner_optimizer=FROZEN), given), expected) <= 1e-10
+    assert (
+        relative_error(run(kernl(given.model, gamma=0.6, inner_optimizer=FROZEN), given), expected) <= 1e-10
+    )
     assert relative_error(run(kernl(given.model, gamma=0.5, inner_optimizer=FROZEN), given), expected) > 1e-3
 
 

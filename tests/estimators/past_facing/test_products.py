@@ -26,11 +26,11 @@ def test_is_the_singular_value_decomposition(m, rows, columns):
 
 def test_zero_and_dependent_products():
     """As at the start of a stream: all but one product are zero, or two are the same."""
-    u, v = products(3, 5, 6)
+    some_u, some_v = products(3, 5, 6)
     for u, v in (
-        (u.at[:2].set(0), v.at[:2].set(0)),
-        (u.at[1].set(u[0]), v.at[1].set(v[0])),
-        (0 * u, 0 * v),
+        (some_u.at[:2].set(0), some_v.at[:2].set(0)),
+        (some_u.at[1].set(some_u[0]), some_v.at[1].set(some_v[0])),
+        (0 * some_u, 0 * some_v),
     ):
         a, sigma, b = singular_products(u, v)
         np.testing.assert_allclose(a.T @ (sigma[:, None] * b), u.T @ v, atol=1e-13)

@@ -63,7 +63,9 @@ def test_signs_of_the_wrong_size_are_seen(form, monkeypatch, request):
     rademacher = jax.random.rademacher
     monkeypatch.setattr(jax.random, "rademacher", lambda *args: 0.8**0.5 * rademacher(*args))
     estimator, window = made(form)
-    assert not verdict(*samples(estimator, problem("vanilla", STEPS), window, request.config.getoption("--keys"))).unbiased
+    assert not verdict(
+        *samples(estimator, problem("vanilla", STEPS), window, request.config.getoption("--keys"))
+    ).unbiased
 
 
 def test_a_biased_estimator_is_seen(request):

@@ -5,6 +5,7 @@ from online_grads import gradient, uoro
 from tests.models import MODELS, problem, relative_error
 from tests.unbiased import STEPS, samples
 
+
 def test_a_segment_over_the_whole_stream_is_exact():
     drawn, exact = samples(uoro, problem("lstm", STEPS), STEPS, 2)
     assert relative_error(drawn[0], exact) < 1e-10

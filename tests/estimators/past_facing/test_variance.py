@@ -26,7 +26,9 @@ def test_the_better_approximation_has_less_variance(variance):
 
 def test_as_many_products_as_presynaptic_entries_have_none(variance):
     for form in ("", ", late"):
-        assert variance[f"optimal_kronecker, r = 8{form}"] < 1e-18 < variance[f"optimal_kronecker, r = 4{form}"]
+        assert (
+            variance[f"optimal_kronecker, r = 8{form}"] < 1e-18 < variance[f"optimal_kronecker, r = 4{form}"]
+        )
 
 
 @pytest.mark.parametrize("name", ["uoro", "kf_rtrl"])

@@ -1,0 +1,98 @@
+"""The developer's page: an estimator of one's own in forty lines, and what the builder refuses."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from online_grads import Influence, feedback, gradient, hidden_of, past_facing, with_resets
+from online_grads.analysis import analyse
+from online_grads.estimators.past_facing.base import zeroed
+from online_grads.linearize import Leaves, Weights
+from tests.models import MODELS, problem, relative_error, stream
+
+
+def rtrl_of_leaves(model):
+    """RTRL as a newcomer would write it: M [n, ...] per parameter leaf, moved by Jacobians of the step."""
+    found = analyse(model)
+    leaves, n = Leaves(found), found.flat.size
+
+    def init(h, key):
+        return [jnp.zeros((n, *w.shape), w.dtype) for w in leaves.weights]
+
+    def propagate(influence, segment, noise):
+        transfer = jax.vmap(segment.push, out_axes=1)(jnp.eye(n))
+        immediate, _ = jax.vmap(segment.pull_end)(jnp.eye(n))
+        return [jnp.tensordot(transfer, m, 1) + i for m, i in zip(influence, immediate, strict=True)]
+
+    def contract(influence, credit):
+        return [jnp.tensordot(credit, m, 1) for m in influence]
+
+    return past_facing(found, leaves, Influence(init, propagate, contract, forget=zeroed), block=None)
+
+
+@pytest.mark.parametrize("window", [1, 4, 8])
+@pytest.mark.parametrize("name", ["vanilla", "lstm", "stacked"])
+def test_a_toy_estimator_of_twenty_lines_is_exact(name, window):
+    given = problem(name, 8)
+    run = jax.jit(
+        lambda *args: gradient(rtrl_of_leaves(given.model), *args, key=jax.random.key(1), window=window)
+    )
+    assert relative_error(run(*given.args), given.exact) <= 1e-10
+
+
+def immediate(model):
+    """The example of the builder's docstring: credit for the present step alone."""
+    found = analyse(model)
+    coordinates = Weights(found, dense=False)
+    influence = Influence(
+        init=lambda h, key: (),
+        propagate=lambda influence, segment, noise: (),
+        contract=lambda influence, credit: [
+            jnp.zeros(w.shape, w.dtype) for w in coordinates.weights[: coordinates.trained]
+        ],
+    )
+    return past_facing(found, coordinates, influence, block=1)
+
+
+def test_an_estimator_without_influence_is_truncated():
+    given = problem("gru", 8)
+    got = gradient(immediate(given.model), *given.args, key=jax.random.key(1))
+    assert relative_error(got["readout"], given.exact["readout"]) <= 1e-10
+    assert relative_error(got["cell"], given.exact["cell"]) > 1e-3
+
+
+def test_a_toy_estimator_has_resets_noise_and_info():
+    """What the builder adds: noise that a reset draws anew, `forget`, `info`."""
+    model = with_resets(MODELS["vanilla"](), jnp.full(4, 0.2))
+    found = analyse(model)
+    leaves = Leaves(found)
+    influence = Influence(
+        init=lambda h, key: jnp.sum(h),
+        propagate=lambda influence, segment, noise: influence + noise,
+        contract=lambda influence, credit: [jnp.zeros(w.shape, w.dtype) for w in leaves.weights],
+        noise=lambda key: jax.random.normal(key, ()),
+        forget=lambda influence, noise: 100 + noise,
+        info=lambda influence: {"sum": influence},
+    )
+    estimator = past_facing(found, leaves, influence, block=1)
+    params, hidden = model.init(jax.random.key(0))
+    state = estimator.init(params, hidden, key=jax.random.key(1))
+    assert float(state.influence) == pytest.approx(float(hidden.sum()))
+    (xs, resets), ys = stream(model, 3)
+    calm, estimate = estimator.update(state, params, (xs, resets), ys)
+    assert estimate.info["sum"] == calm.influence < 50
+    begun, _ = estimator.update(state, params, (xs, resets.at[2].set(True)), ys)
+    fresh, _ = estimator.update(state, params, (xs[:1], resets[:1].at[0].set(True)), ys[:1])
+    assert float(begun.influence) == pytest.approx(float(fresh.influence))
+    assert float(begun.influence) > 50
+    assert jnp.allclose(hidden_of(begun), model.transition(params, hidden, (xs[2], True)))
+
+
+def test_what_the_builder_refuses():
+    found = analyse(MODELS["gru"]())
+    influence = Influence(lambda h, key: (), lambda *args: (), lambda *args: [])
+    with pytest.raises(ValueError, match="block must be 1, got 4"):
+        past_facing(found, Leaves(found), influence, block=4, direct=False)
+    random = feedback.random(jax.random.key(0))
+    with pytest.raises(ValueError, match="takes no feedback but symmetric"):
+        past_facing(found, Leaves(found), influence, block=1, feedback=random)
