@@ -70,7 +70,9 @@ def learning_curves(
     for i, ((x, y), curve) in enumerate(zip(lines, curves, strict=True)):
         colour, mean = COLOURS[i % len(COLOURS)], y.mean(axis=0)
         style = DASHES[i // len(COLOURS) % len(DASHES)]
-        axes.plot(x, mean, color=colour, linestyle=style, linewidth=1.5, label=_label(curve))
+        # the later on top and the thinner: curves that coincide show as stripes
+        width = 1.2 + 2 * (1 - (i + 1) / len(curves))
+        axes.plot(x, mean, color=colour, linestyle=style, linewidth=width, label=_label(curve))
         if len(y) > 1:
             error = y.std(axis=0, ddof=1) / np.sqrt(len(y))
             band = (y.min(axis=0), y.max(axis=0)) if log_y else (mean - error, mean + error)

@@ -108,6 +108,72 @@ def test_a_diagonal_cell_is_exact_at_order_one():
     assert relative_error(run(snap(given.model), given), given.exact) <= 1e-10
 
 
+def columnar_lstm(blocks=2):
+    """LSTM columns of two units each that see only themselves: a block-diagonal recurrent matrix."""
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        params = {
+            "W": jax.random.normal(keys[0], (blocks, 8, 2)),
+            "U": jax.random.normal(keys[1], (blocks, 8, EXAMPLE[0].size)),
+            "out": jax.random.normal(keys[2], (EXAMPLE[1].size, 2 * blocks)),
+        }
+        return params, (jnp.zeros((blocks, 2)), jnp.zeros((blocks, 2)))
+
+    def transition(params, state, x):
+        h, c = state
+        drive = jnp.einsum("bij,bj->bi", params["W"], h) + jnp.einsum("bij,j->bi", params["U"], x)
+        i, f, g, o = jnp.split(drive, 4, axis=1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+    def loss(params, state, y):
+        return losses.squared_error(params["out"] @ state[0].ravel(), y), ()
+
+    return Model(init, transition, loss, EXAMPLE)
+
+
+def test_a_block_diagonal_lstm_is_exact_at_the_order_that_fills_its_blocks():
+    """Units are (h, c) pairs; two of them in a block reach one another in one more step."""
+    given = problem_of(columnar_lstm())
+    errors = [relative_error(run(snap(given.model, order=order), given), given.exact) for order in (1, 2)]
+    assert errors[1] <= 1e-10 < 1e-3 < errors[0]
+    small = memory(snap(given.model, order=2), given.params, given.hidden)
+    assert small < 0.6 * memory(rtrl(given.model), given.params, given.hidden)
+
+
+def test_an_lstm_of_single_unit_columns_is_exact_at_order_one():
+    """A diagonal recurrent matrix per gate, as a direct weight; the entries h and c are one unit."""
+
+    def init(key):
+        keys = jax.random.split(key, 2)
+        params = {
+            "w": jax.random.normal(keys[0], (4, 4)),
+            "U": jax.random.normal(keys[1], (16, EXAMPLE[0].size)),
+            "out": jnp.ones((EXAMPLE[1].size, 4)),
+        }
+        return params, (jnp.zeros(4), jnp.zeros(4))
+
+    def transition(params, state, x):
+        h, c = state
+        i, f, g, o = params["w"] * h[None] + (params["U"] @ x).reshape(4, 4)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+    loss = lambda params, state, y: (losses.squared_error(params["out"] @ state[0], y), ())
+    given = problem_of(Model(init, transition, loss, EXAMPLE))
+    assert relative_error(run(snap(given.model), given), given.exact) <= 1e-10
+
+
+def test_the_number_of_kept_entries_is_reported():
+    for name, order, kept in (("gru", 1, 1), ("lstm", 1, 2), ("lstm", 2, 8)):
+        given = problem(name, STEPS)
+        estimator = snap(given.model, order=order)
+        state = estimator.init(given.params, given.hidden, key=jax.random.key(0))
+        _, estimate = estimator.update(state, given.params, given.xs, given.ys)
+        assert int(estimate.info["kept"]) == kept
+
+
 def test_memory_is_that_of_the_parameters():
     """K entries per weight: one for a GRU, (h, c) for an LSTM, against n for rtrl."""
     for cell, kept in ((cells.gru(3, 16), 1), (cells.lstm(3, 16), 2)):
