@@ -1,5 +1,6 @@
 """Checks that constructors share: what was expected, what came."""
 
+import numbers
 import operator
 
 import jax
@@ -25,6 +26,34 @@ def positive_int(name: str, value, *, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
+
+
+def not_negative(name: str, value) -> None:
+    """Refuse a negative number; a tracer passes, as its value is not known yet.
+
+    Raises:
+        ValueError: it is negative.
+
+    >>> not_negative("epsilon", 0.0)
+    """
+    if not isinstance(value, jax.core.Tracer) and value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def number_in(low: float, high: float, **values) -> None:
+    """Refuse anything but numbers in the open interval (low, high).
+
+    Raises:
+        TypeError: a value is not a number.
+        ValueError: it is outside.
+
+    >>> number_in(0, 1, decay=0.9)
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not low < float(value) < high:
+            raise ValueError(f"{name} must be in ({low}, {high}), got {value}")
 
 
 def float_dtype(dtype):

@@ -30,6 +30,7 @@ from online_grads.tasks import TASKS, Task
 from online_grads.types import Array, Estimator, Model, PyTree
 
 RECORDED = ("loss", "finite", "grad_norm")
+FEEDBACK = 2**31  # apart from the keys that a seed is split into
 SMALL = 16  # entries of a model whose final parameters are reported
 
 
@@ -160,7 +161,7 @@ def _build(config: Config) -> tuple[Task, Model]:
 def _estimator(config: Config, chosen: EstimatorConfig, model: Model) -> Estimator:
     options = dict(chosen.options)
     if chosen.feedback == "random":
-        options["feedback"] = feedback.random(jax.random.key(config.run.seed))
+        options["feedback"] = feedback.random(jax.random.fold_in(jax.random.key(config.run.seed), FEEDBACK))
     if chosen.inner_optimizer is not None:
         (rate,) = chosen.inner_optimizer.learning_rate
         options["inner_optimizer"] = _optimizer(chosen.inner_optimizer)(rate)

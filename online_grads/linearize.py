@@ -5,12 +5,14 @@
 Only what is asked for is computed.
 """
 
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
+from online_grads.patterns import Patterns
 from online_grads.structure import Structure, require_differentiable
 from online_grads.types import Array, PyTree
 
@@ -68,6 +70,11 @@ class Weights(Structure):
         self.shapes = (theta, h, rest, analysis.x)
         super().__init__(analysis.transition, names, *self.shapes, dense=dense)
 
+    @cached_property
+    def patterns(self) -> Patterns:
+        """What reaches what within a step."""
+        return Patterns(self, *self.shapes)
+
     def move(self, weights, h, rest, x):
         """(h_t, rest) of one step."""
         return self.step(weights, h, rest, x)[:2]
@@ -108,6 +115,11 @@ class Segment:
         self.h, self._pull, (self.before, self.rest) = jax.vjp(follow, weights[:trained], h, has_aux=True)
 
     @property
+    def first(self):
+        """(h, rest, x) of the first step, from before it."""
+        return self._start, self._start_rest, jax.tree.map(lambda leaf: leaf[0], self.xs)
+
+    @property
     def end(self):
         """(h, rest) after the last step."""
         return self.h[-1], jax.tree.map(lambda leaf: leaf[-1], self.rest)
@@ -140,16 +152,16 @@ class Segment:
         """Φ · tangent [n] + ∂h_b/∂w · weights, the latter a tangent of the trained weights."""
         trained = self._coordinates.trained
 
-        def end(h, learned):
+        def end(h, moving):
             def body(carry, x):
-                return self._coordinates.move([*learned, *self.weights[trained:]], *carry, x), None
+                return self._coordinates.move([*moving, *self.weights[trained:]], *carry, x), None
 
             return jax.lax.scan(body, (h, self._start_rest), self.xs)[0][0]
 
-        learned = self.weights[:trained]
+        fixed = self.weights[:trained]
         if weights is None:
-            return jax.jvp(lambda h: end(h, learned), (self._start,), (tangent,))[1]
-        return jax.jvp(end, (self._start, learned), (tangent, weights))[1]
+            return jax.jvp(lambda h: end(h, fixed), (self._start,), (tangent,))[1]
+        return jax.jvp(end, (self._start, fixed), (tangent, weights))[1]
 
     def jacobians(self):
         """Φ and the factors of the immediate influence ∂h_b/∂w at fixed h_0, exactly.

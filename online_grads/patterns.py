@@ -128,7 +128,7 @@ class Patterns:
         )
 
     @cached_property
-    def learned(self) -> list[np.ndarray]:
+    def trained_entries(self) -> list[np.ndarray]:
         """Per trained weight the entries that some parameter moves, in the weight's shape."""
 
         def moved(params, tangent):

@@ -30,7 +30,7 @@ class SparseJacobian:
         return Entries(self, weights, h, rest, x)
 
     @cached_property
-    def flowing(self) -> "_Columns | None":
+    def flowing_colours(self) -> "_Columns | None":
         """The colours of all drives, None where n VJPs are fewer."""
         n = self.patterns.held.shape[0]
         reach = sparse.hstack([sparse.csr_matrix((n, 0), dtype=bool), *self.patterns.sites], format="csr")
@@ -38,7 +38,7 @@ class SparseJacobian:
         return _Columns(reach) if np.diff(reach.indptr).max(initial=0) <= n else None
 
     @cached_property
-    def held(self) -> "_Columns":
+    def held_colours(self) -> "_Columns":
         """The colours of h: h' and all presynaptic vectors below one another, with the drives held."""
         return _Columns(sparse.vstack([self.patterns.held, *self.patterns.presynaptic], format="csc"))
 
@@ -56,9 +56,9 @@ class SparseJacobian:
             posts = np.diff(reach.tocsr().indptr)[self.rows]
             pres = np.diff(vectors.tocsc().indptr)[self.columns]
             total += int(posts @ pres)
-        return self._plan() if total <= n * n else None
+        return self._tables() if total <= n * n else None
 
-    def _plan(self):
+    def _tables(self):
         """Tables of the products, padded to [terms, positions]."""
         patterns = self.patterns
         plans, offset = [], patterns.held.shape[0]
@@ -96,7 +96,7 @@ class Entries:
     """What one step's Jacobians hold; only what is asked for is computed."""
 
     def __init__(self, jacobian: SparseJacobian, weights, h, rest, x):
-        self._plan, self._structure = jacobian, jacobian.structure
+        self._jacobian, self._structure = jacobian, jacobian.structure
         self._weights, self._at = weights, (h, rest, x)
         sites = self._structure.sites
         zeros = [jnp.zeros((site.batch, site.post), site.dtype) for site in sites]
@@ -106,7 +106,7 @@ class Entries:
             h_t, _, presynaptic, drives = self._structure.step(weights, h, rest, x, perturb=perturb)
             return h_t, (presynaptic, drives)
 
-        if self._plan.flowing is None:
+        if self._jacobian.flowing_colours is None:
             h_t, pull, (self.presynaptic, self._drives) = jax.vjp(flowing, zeros, has_aux=True)
             (pieces,) = jax.vmap(pull)(jnp.eye(h_t.size, dtype=h_t.dtype))
             self._reach = jnp.concatenate([p.reshape(h_t.size, -1).astype(h_t.dtype) for p in pieces], axis=1)
@@ -117,15 +117,15 @@ class Entries:
                 pieces = [tangent[end - z.size : end] for end, z in zip(self._ends, zeros, strict=True)]
                 return push([p.reshape(z.shape).astype(z.dtype) for p, z in zip(pieces, zeros, strict=True)])
 
-            self._reach = jax.vmap(seeded)(jnp.asarray(self._plan.flowing.seeds, h.dtype))
+            self._reach = jax.vmap(seeded)(jnp.asarray(self._jacobian.flowing_colours.seeds, h.dtype))
 
     def drive(self, number: int, rows, columns) -> Array:
         """D_l at positions of any shape, l the site's number."""
         site = self._structure.sites[number]
         columns = columns + self._ends[number] - site.batch * site.post
-        if self._plan.flowing is None:
+        if self._jacobian.flowing_colours is None:
             return self._reach[rows, columns]
-        return self._reach[self._plan.flowing.colours[columns], rows]
+        return self._reach[self._jacobian.flowing_colours.colours[columns], rows]
 
     @cached_property
     def _below(self):
@@ -137,16 +137,16 @@ class Entries:
             return jnp.concatenate([h_t, *(v.ravel().astype(h.dtype) for v in vectors)])
 
         _, push = jax.linearize(held, h)
-        return jax.vmap(push)(jnp.asarray(self._plan.held.seeds, h.dtype))
+        return jax.vmap(push)(jnp.asarray(self._jacobian.held_colours.seeds, h.dtype))
 
     def held(self) -> Array:
         """J₀ at the positions."""
-        plan = self._plan
-        return jnp.where(plan.own, self._below[plan.held.colours[plan.columns], plan.rows], 0)
+        plan = self._jacobian
+        return jnp.where(plan.own, self._below[plan.held_colours.colours[plan.columns], plan.rows], 0)
 
     def jacobian(self) -> Array:
         """J at the positions."""
-        plan, structure = self._plan, self._structure
+        plan, structure = self._jacobian, self._structure
         h, rest, x = self._at
         if plan.terms is None:
             step = lambda h: structure.step(self._weights, h, rest, x)[0]
@@ -159,7 +159,7 @@ class Entries:
             products = (
                 self.drive(number, d_rows, d_columns)
                 * structure.matrix(structure.sites[number], self._weights).ravel()[w_entries].astype(h.dtype)
-                * self._below[plan.held.colours[v_columns], v_rows]
+                * self._below[plan.held_colours.colours[v_columns], v_rows]
             )
             values += jnp.sum(jnp.where(valid, products, 0), axis=0)
         return values

@@ -139,9 +139,14 @@ class Structure:
         return total
 
     @property
+    def trained_numbers(self) -> list[int]:
+        """The numbers among `sites` of those of trained weights."""
+        return [number for number, site in enumerate(self.sites) if site.weight < self.trained]
+
+    @property
     def trained_sites(self) -> list[Site]:
         """The sites of trained weights."""
-        return [site for site in self.sites if site.weight < self.trained]
+        return [self.sites[number] for number in self.trained_numbers]
 
     def trained_zeros(self) -> list[Array | None]:
         """A zero perturbation [batch, post] for every site of a trained weight, None for the others."""

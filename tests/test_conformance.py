@@ -35,7 +35,7 @@ SETTINGS = {name: (name, OPTIONS.get(name, {})) for name in ESTIMATORS} | {
     "rtrl, blocks of 2": ("rtrl", {"block": 2}),
 }
 # they refuse a learned initial state, which acts on the drives of its step
-LOCAL = {"eprop", "rflo", "kernl"}
+LOCAL = ["eprop", "rflo", "kernl"]
 EVERY = pytest.mark.parametrize("name", ESTIMATORS)
 WITH_TRANSFORMS = pytest.mark.parametrize("transform", TRANSFORMS)
 
@@ -186,6 +186,12 @@ def test_a_reset_makes_two_separate_streams(name, r):
     assert_same_end(poisoned_end, fresh_end)
     if r == 0:
         close(poisoned_joint.grads, joint.grads)
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_local_methods_refuse_a_learned_start(name):
+    with pytest.raises(ValueError, match=r"is local.*params\['start'\]"):
+        ESTIMATORS[name].constructor(models.learned_start(models.gru()))
 
 
 @EVERY

@@ -75,9 +75,9 @@ def test_the_number_of_jvps():
     jacobian = lambda name: SparseJacobian(*case(name)[1:3], *np.zeros((2, 1), int))
     for name, flowing, held in (("lstm", 8, 1), ("mapped columns", 1, 1)):
         prepared = jacobian(name)
-        assert (len(prepared.flowing.seeds), len(prepared.held.seeds)) == (flowing, held)
+        assert (len(prepared.flowing_colours.seeds), len(prepared.held_colours.seeds)) == (flowing, held)
     # a GRU's eight drives and biases per unit outnumber its four hidden entries: VJPs instead
-    assert jacobian("gru").flowing is None
+    assert jacobian("gru").flowing_colours is None
 
 
 def test_a_pattern_that_lacks_entries_gives_wrong_values():

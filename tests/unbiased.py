@@ -32,8 +32,8 @@ def samples(estimator, given, window, copies):
     made = estimator(given.model)
     one = lambda key: STEPS * flat(gradient(made, *given.args, key=key, window=window))
     keys = jax.random.split(jax.random.key(1), copies)
-    drawn = jax.jit(lambda keys: jax.lax.map(jax.vmap(one), keys.reshape(-1, min(copies, CHUNK))))(keys)
-    return np.asarray(drawn).reshape(copies, -1), np.asarray(STEPS * flat(given.exact))
+    drawn = jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=min(copies, CHUNK)))(keys)
+    return np.asarray(drawn), np.asarray(STEPS * flat(given.exact))
 
 
 def verdict(drawn, exact):

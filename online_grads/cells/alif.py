@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from online_grads.arguments import float_dtype, positive_int
-from online_grads.cells.spiking import check_in, current, fire, synapses
+from online_grads.arguments import float_dtype, number_in, positive_int
+from online_grads.cells.spiking import current, fire, synapses
 from online_grads.cells.types import Cell
 from online_grads.types import Array
 
@@ -59,7 +59,7 @@ def alif(
         beta: β, how much a spike raises the threshold, above 0.
         threshold: v_th, above 0.
         dampening: γ, above 0.
-        refractory: steps of silence after a spike.
+        refractory: a neuron spikes at most once in so many steps; 0 and 1 let it spike at every step.
         dtype: of parameters and hidden state, by default JAX's float.
 
     Returns:
@@ -78,8 +78,8 @@ def alif(
     """
     inputs, hidden, dtype = positive_int("inputs", inputs), positive_int("hidden", hidden), float_dtype(dtype)
     refractory = positive_int("refractory", refractory, least=0)
-    check_in(0, 1, decay=decay, adaptation_decay=adaptation_decay)
-    check_in(0, math.inf, beta=beta, threshold=threshold, dampening=dampening)
+    number_in(0, 1, decay=decay, adaptation_decay=adaptation_decay)
+    number_in(0, math.inf, beta=beta, threshold=threshold, dampening=dampening)
 
     def init(key):
         zero = jnp.zeros(hidden, dtype)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from online_grads.arguments import float_dtype, positive_int
-from online_grads.cells.spiking import check_in, current, fire, synapses
+from online_grads.arguments import float_dtype, number_in, positive_int
+from online_grads.cells.spiking import current, fire, synapses
 from online_grads.cells.types import Cell
 from online_grads.types import Array
 
@@ -52,7 +52,7 @@ def lif(
         decay: α = exp(−dt/τ_m), in (0, 1).
         threshold: v_th, above 0.
         dampening: γ, above 0.
-        refractory: steps of silence after a spike.
+        refractory: a neuron spikes at most once in so many steps; 0 and 1 let it spike at every step.
         dtype: of parameters and hidden state, by default JAX's float.
 
     Returns:
@@ -71,8 +71,8 @@ def lif(
     """
     inputs, hidden, dtype = positive_int("inputs", inputs), positive_int("hidden", hidden), float_dtype(dtype)
     refractory = positive_int("refractory", refractory, least=0)
-    check_in(0, 1, decay=decay)
-    check_in(0, math.inf, threshold=threshold, dampening=dampening)
+    number_in(0, 1, decay=decay)
+    number_in(0, math.inf, threshold=threshold, dampening=dampening)
 
     def init(key):
         zero = jnp.zeros(hidden, dtype)

@@ -2,11 +2,11 @@
 
     z = H(u),    dz/du := γ max(0, 1 − |u|)          u = (v − threshold)/v_th
 
-The papers' conventions: a neuron that spiked is silent for `refractory` steps, its gradient too; the
-reset of the potential is not differentiated; no neuron is connected to itself.
+The conventions of the papers' code: a neuron spikes at most once in `refractory` steps and has no
+gradient while it is silent; the reset of the potential is not differentiated; no neuron is connected
+to itself.
 """
 
-import numbers
 from functools import partial
 
 import jax
@@ -53,17 +53,3 @@ def current(params: dict[str, Array], z: Array, x: Array) -> Array:
     """What the synapses bring: W_rec z, without self-connections, + W_in x."""
     others = 1 - jnp.eye(z.size, dtype=z.dtype)
     return (params["W_rec"] * others) @ z + params["W_in"] @ x
-
-
-def check_in(low: float, high: float, **values) -> None:
-    """Refuse anything but numbers in (low, high).
-
-    Raises:
-        TypeError: a value is not a number.
-        ValueError: it is outside.
-    """
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a number, got {value!r}")
-        if not low < float(value) < high:
-            raise ValueError(f"{name} must be in ({low}, {high}), got {value}")

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from online_grads.analysis import Analysis, check_key
 from online_grads.patterns import dependence
-from online_grads.structure import Structure
+from online_grads.structure import Site, Structure
 from online_grads.types import Array
 
 # Given an analysed model, `credit(readout, h [n], rest, y)` -> [n], or None for the true gradient.
@@ -57,14 +57,13 @@ def random(key: Array) -> Feedback:
     check_key(key)
 
     def feedback(found: Analysis):
-        _, sites = _readout_matrices(found)
-        shapes = [(site.batch, site.pre, site.post) for site in sites.values()]
-        keys = jax.random.split(key, len(shapes))
+        structure, sites = _readout_matrices(found)
+        keys = jax.random.split(key, len(sites))
         drawn = [
-            jax.random.normal(one, shape, found.flat.dtype) / math.sqrt(shape[-1])
-            for one, shape in zip(keys, shapes, strict=True)
+            jax.random.normal(one, _shape(site), found.flat.dtype) / math.sqrt(site.post)
+            for one, site in zip(keys, sites.values(), strict=True)
         ]
-        return fixed(*drawn)(found)
+        return _through(structure, dict(zip(sites, drawn, strict=True)))
 
     return feedback
 
@@ -83,32 +82,39 @@ def fixed(*matrices: Array) -> Feedback:
 
     def feedback(found: Analysis):
         structure, sites = _readout_matrices(found)
-        wanted = [(site.batch, site.pre, site.post) for site in sites.values()]
-        given = [(1, *jnp.shape(b))[-3:] for b in matrices]
+        wanted = [_shape(site) for site in sites.values()]
+        given = [(1, *jnp.shape(matrix))[-3:] for matrix in matrices]
         if wanted != given:
-            show = lambda shapes: ", ".join(f"[{b}, {pre}, {post}]" for b, pre, post in shapes)
+            show = lambda shapes: ", ".join(str(list(shape)) for shape in shapes)
             raise ValueError(
                 f"the loss has readout matrices [batch, pre, post] {show(wanted)}; got {show(given)}"
             )
-        back = dict(
-            zip(sites, (jnp.reshape(b, s) for b, s in zip(matrices, wanted, strict=True)), strict=True)
-        )
-
-        def drive(number, presynaptic, value):
-            if number not in back:
-                return value
-            returning = jnp.einsum("bp,bpo->bo", presynaptic, back[number].astype(presynaptic.dtype))
-            returning = returning.astype(value.dtype)
-            # the value is that of the true matrix, the gradient that of the other
-            return jax.lax.stop_gradient(value) + (returning - jax.lax.stop_gradient(returning))
-
-        def credit(readout, h, rest, y):
-            weights = structure.effective(readout)
-            return jax.grad(lambda h: structure.step(weights, h, rest, y, drive=drive)[0])(h)
-
-        return credit
+        shaped = [jnp.reshape(matrix, shape) for matrix, shape in zip(matrices, wanted, strict=True)]
+        return _through(structure, dict(zip(sites, shaped, strict=True)))
 
     return feedback
+
+
+def _through(structure: Structure, matrices: dict[int, Array]) -> Callable:
+    """The credit that returns through other matrices [batch, pre, post], by the synapse's number."""
+
+    def drive(number, presynaptic, value):
+        if number not in matrices:
+            return value
+        returning = jnp.einsum("bp,bpo->bo", presynaptic, matrices[number].astype(presynaptic.dtype))
+        returning = returning.astype(value.dtype)
+        # the value is that of the true matrix, the gradient that of the other
+        return jax.lax.stop_gradient(value) + (returning - jax.lax.stop_gradient(returning))
+
+    def credit(readout, h, rest, y):
+        weights = structure.effective(readout)
+        return jax.grad(lambda h: structure.step(weights, h, rest, y, drive=drive)[0])(h)
+
+    return credit
+
+
+def _shape(site: Site) -> tuple[int, int, int]:
+    return site.batch, site.pre, site.post
 
 
 def _readout_matrices(found: Analysis) -> tuple[Structure, dict]:
@@ -136,7 +142,7 @@ def _readout_matrices(found: Analysis) -> tuple[Structure, dict]:
     }
     if not sites:
         raise ValueError(
-            "random feedback takes the place of a readout matrix, and the loss has none: no matrix made from "
+            "feedback takes the place of a readout matrix, and the loss has none: no matrix made from "
             "parameters meets a vector made from the hidden state; use feedback=symmetric"
         )
     return structure, sites

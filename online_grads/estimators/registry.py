@@ -50,7 +50,7 @@ ESTIMATORS: dict[str, Row] = {
         "Tallec & Ollivier 2017, arXiv:1702.05043",
     ),
     "no_backtrack": Row(
-        no_backtrack, "past-facing", "v[n] w[p]", True, True, "unbiased", "p", "n + p",
+        no_backtrack, "past-facing", "s[n] θ[p]", True, True, "unbiased", "p", "n + p",
         "Ollivier et al. 2015, arXiv:1507.07680",
     ),
     "kf_rtrl": Row(

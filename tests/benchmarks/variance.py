@@ -12,11 +12,10 @@ import sys
 from functools import partial
 
 import jax
-import numpy as np
 
 from online_grads import averaged, dodge, kf_rtrl, no_backtrack, optimal_kronecker, reverse_kf_rtrl, uoro
 from tests.models import joint, problem_of
-from tests.unbiased import STEPS, flat, samples
+from tests.unbiased import STEPS, flat, samples, variance
 
 BOTH = {
     "uoro": uoro,
@@ -34,11 +33,10 @@ ROWS = {
 }
 
 
-def variances(keys, names=tuple(ROWS)):
+def variances(keys):
     """name -> total variance of the summed gradient."""
     given = problem_of(joint(), STEPS)
-    drawn = {name: samples(ROWS[name], given, 1, keys)[0] for name in names}
-    return {name: float(np.var(values, axis=0).sum()) for name, values in drawn.items()}
+    return {name: variance(samples(make, given, 1, keys)[0]) for name, make in ROWS.items()}
 
 
 def main():

@@ -303,6 +303,14 @@ def test_a_spike_has_the_papers_slope():
         assert float(slope(v, 1)[0, 0]) == 0
 
 
+@pytest.mark.parametrize("refractory", [0, 1, 2, 3])
+def test_a_neuron_spikes_at_most_once_in_its_refractory_period(refractory):
+    cell = cells.lif(1, 1, threshold=0.5, refractory=refractory)
+    params = {"W_rec": jnp.zeros((1, 1)), "W_in": jnp.ones((1, 1))}
+    spikes = unroll(cell.step, params, cell.init(jax.random.key(0))[1], 9 * np.ones((12, 1)))[:, 1]
+    np.testing.assert_array_equal(np.flatnonzero(spikes), np.arange(0, 12, max(refractory, 1)))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -28,13 +28,3 @@ def ratio(over: Array, under: Array, epsilon) -> Array:
     over, under = over + epsilon, under + epsilon
     usable = (over > 0) & (under > 0)
     return jnp.sqrt(jnp.where(usable, over, 1) / jnp.where(usable, under, 1))
-
-
-def check_epsilon(epsilon) -> None:
-    """Refuse a negative ε; a tracer passes.
-
-    Raises:
-        ValueError: it is negative.
-    """
-    if not isinstance(epsilon, jax.core.Tracer) and epsilon < 0:
-        raise ValueError(f"epsilon must be at least 0, got {epsilon}")

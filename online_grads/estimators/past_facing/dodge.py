@@ -4,8 +4,8 @@
     g   = (∂L/∂h_0 · s_0) u + ∂L/∂θ at fixed h_0      E[(q M u) u] = q M, since E[u uᵀ] = 1
 
 averaged over d independent directions. A segment of k steps is one composed step. A direction must
-stay the same while it is carried, or the influence would mix directions; a reset draws a new one, so
-a stream without resets learns its recurrent part along d directions only.
+stay the same while it is carried, or the influence would mix directions; a reset draws a new one. In a
+stream without resets, what reaches back before the segment is learned along d directions only.
 
 Cost per step: d tangents and one cotangent, O(d p); memory d (n + p). Unbiased with frozen
 parameters; the variance of the past's part is (p − 1)/d times its squared norm, p the entries of θ.

@@ -24,10 +24,9 @@ from online_grads.analysis import analyse
 from online_grads.arguments import positive_int
 from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing.base import past_facing
-from online_grads.estimators.past_facing.local import require_local
-from online_grads.estimators.past_facing.masked import masked_influence, reachable
+from online_grads.estimators.past_facing.masked import masked_influence
+from online_grads.estimators.past_facing.units import reachable, require_local
 from online_grads.linearize import Weights
-from online_grads.patterns import Patterns
 from online_grads.types import Estimator, Model
 
 
@@ -74,11 +73,10 @@ def eprop(
     hops = positive_int("hops", hops, least=0)
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
-    patterns = Patterns(structure, *structure.shapes)
     if hops == 0:
-        require_local("eprop", structure, patterns)
-    chain = reachable(structure, patterns, hops)
+        require_local("eprop", structure)
+    chain = reachable(structure, hops)
     # beyond the reach of the graph the masks stay the same, and paths still get longer
     chain += chain[-1:] * (hops + 1 - len(chain))
-    influence = masked_influence(structure, patterns, chain, implicit=True)
+    influence = masked_influence(structure, chain, held=True)
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

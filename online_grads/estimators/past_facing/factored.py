@@ -23,7 +23,7 @@ from online_grads.types import Array, Estimator, Model, PyTree
 DIRECT_LIMIT = 2**24
 
 
-class Factors(NamedTuple):
+class SynapseRule(NamedTuple):
     """What one method says of one synapse with influence [n, post, pre]."""
 
     start: Callable  # (n, post, pre, dtype) -> factors at zero
@@ -39,7 +39,7 @@ class FactoredInfluence(NamedTuple):
     direct: list[Array]  # per other use of a weight E [n, batch, post], exact
 
 
-def factored(model: Model, factors: Factors, *, direct: bool, allow_unused: bool) -> Estimator:
+def factored(model: Model, rule: SynapseRule, *, direct: bool, allow_unused: bool) -> Estimator:
     """The estimator of a Kronecker method.
 
     Raises:
@@ -61,7 +61,7 @@ def factored(model: Model, factors: Factors, *, direct: bool, allow_unused: bool
     sizes = lambda site: (n, site.post, site.pre)
 
     def init(h, key):
-        one = lambda site: factors.start(*sizes(site), dtype(site))
+        one = lambda site: rule.start(*sizes(site), dtype(site))
         batch = lambda site: jax.tree.map(lambda a: jnp.zeros((site.batch, *a.shape), a.dtype), one(site))
         return FactoredInfluence(
             [batch(site) for site in synapses],
@@ -69,14 +69,14 @@ def factored(model: Model, factors: Factors, *, direct: bool, allow_unused: bool
         )
 
     def noise(key):
-        shapes = [(site.batch, *factors.signs(*sizes(site))) for site in synapses]
-        keys = jax.random.split(key, max(len(synapses), 1))
+        shapes = [(site.batch, *rule.signs(*sizes(site))) for site in synapses]
+        keys = jax.random.split(key, len(synapses))
         draw = lambda key, shape, site: jax.random.rademacher(key, shape, dtype(site))
-        return [draw(*each) for each in zip(keys, shapes, synapses, strict=bool(synapses))]
+        return [draw(*each) for each in zip(keys, shapes, synapses, strict=True)]
 
     def propagate(influence, segment, signs):
         transfer, parts = segment.jacobians()
-        move = jax.vmap(factors.move, in_axes=(0, None, 1, 0, 0))
+        move = jax.vmap(rule.move, in_axes=(0, None, 1, 0, 0))
         moved = [
             move(
                 old,
@@ -95,7 +95,7 @@ def factored(model: Model, factors: Factors, *, direct: bool, allow_unused: bool
         return FactoredInfluence(moved, exact)
 
     def contract(influence, credit):
-        read = jax.vmap(factors.contract, in_axes=(0, None))
+        read = jax.vmap(rule.contract, in_axes=(0, None))
         grads = [
             structure.along(site, read(each, credit.astype(dtype(site))), pre=True, post=True)
             for site, each in zip(synapses, influence.synapses, strict=True)

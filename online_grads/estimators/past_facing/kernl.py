@@ -23,17 +23,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from online_grads.analysis import analyse
-from online_grads.arguments import positive_int
+from online_grads.arguments import not_negative, positive_int
 from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing import masked
 from online_grads.estimators.past_facing.base import Influence, past_facing
-from online_grads.estimators.past_facing.local import require_local
+from online_grads.estimators.past_facing.units import require_local
 from online_grads.linearize import Weights
-from online_grads.patterns import Patterns
 from online_grads.sparse import SparseJacobian
 from online_grads.types import Array, Estimator, Model, PyTree
 
@@ -61,7 +59,7 @@ class KernlInfluence(NamedTuple):
     noise: Array  # [n]  ζ_t, in force at the next step
     omega: Array  # [n]  Ω_t
     slope: Array  # [n]  Γ_t = ∂Ω_t/∂γ
-    error: Array  # []   ½|e_t|²
+    noise_loss: Array  # []   ½|e_t|²
     age: Array  # []   int32, steps since the copy and the filters began
 
 
@@ -112,28 +110,24 @@ def kernl(
 
     Reference: Roth, Kanitscheider & Fiete (2019), ICLR, algorithm 1.
     """
-    if not isinstance(sigma, jax.core.Tracer) and sigma < 0:
-        raise ValueError(f"sigma must be at least 0, got {sigma}")
+    not_negative("sigma", sigma)
     if reset_every is not None:
         positive_int("reset_every", reset_every)
     optimizer = optax.sgd(5.0) if inner_optimizer is None else inner_optimizer
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
-    patterns = Patterns(structure, *structure.shapes)
-    require_local("kernl", structure, patterns)
+    require_local("kernl", structure)
     n, dtype = found.flat.size, found.flat.dtype
-    pairs = zip(structure.sites, patterns.sites, strict=True)
-    kept = masked.keep(structure, patterns, [s for site, s in pairs if site.weight < structure.trained])
-    # trace c decays by κ_c: a diagonal A in the masked recursion
-    decays = [np.where(np.eye(len(k.rows), dtype=bool)[..., None] & k.valid, k.rows[None], -1) for k in kept]
+    patterns = structure.patterns
+    kept = masked.keep(structure, [patterns.sites[number] for number in structure.trained_numbers])
     jacobian = SparseJacobian(structure, patterns)
 
     def init(h, key):
         kernel = Kernel(jnp.eye(n, dtype=h.dtype), jnp.full((n,), gamma, h.dtype))
         learned = KernlLearned(kernel, optimizer.init(kernel))
         zero = jnp.zeros_like(h)
-        error, age = jnp.zeros((), h.dtype), jnp.zeros((), jnp.int32)
-        return KernlInfluence(learned, masked.start(structure, kept), h, zero, zero, zero, error, age)
+        loss, age = jnp.zeros((), h.dtype), jnp.zeros((), jnp.int32)
+        return KernlInfluence(learned, masked.start(structure, kept), h, zero, zero, zero, loss, age)
 
     def begin_anew(influence, h):
         zero = jnp.zeros_like(h)
@@ -142,7 +136,7 @@ def kernl(
         return influence._replace(traces=traces, noisy=h, noise=zero, omega=zero, slope=zero, age=age)
 
     def propagate(influence, segment, noise):
-        h_tm1, rest, x = jax.tree.map(lambda leaf: leaf[0], (*segment.before, segment.xs))
+        h_tm1, rest, x = segment.first
         h_t, _ = segment.end
         if reset_every is not None:
             due = influence.age == reset_every
@@ -156,8 +150,9 @@ def kernl(
         kappa = jnp.maximum(0, 1 - kernel.gamma)
         slope = kappa * influence.slope - influence.omega
         omega = kappa * influence.omega + noise
+        # trace c decays by κ_c: a diagonal A in the masked recursion
         terms = [
-            [masked.Term(kappa, place, old)] for place, old in zip(decays, influence.traces, strict=True)
+            [masked.Term(kappa, k.diagonal(), old)] for k, old in zip(kept, influence.traces, strict=True)
         ]
         traces = masked.move(structure, kept, terms, entries)
         error = kernel.A @ omega - (noisy - h_t)
@@ -177,7 +172,8 @@ def kernl(
         propagate,
         contract,
         noise=lambda key: jnp.asarray(sigma, dtype) * jax.random.normal(key, (n,), dtype),
+        # the transition itself replaces the hidden state at a reset, the copy's too: any value does
         forget=lambda influence, noise: begin_anew(influence, jnp.zeros_like(influence.noisy)),
-        info=lambda influence: {"noise_loss": influence.error},
+        info=lambda influence: {"noise_loss": influence.noise_loss},
     )
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

@@ -17,13 +17,15 @@ Reference: Mujika, Meier & Steger (2018), Approximating real-time recurrent lear
 Kronecker factors, arXiv:1805.10842, Theorem 1.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from online_grads.estimators.past_facing.balance import balanced, check_epsilon
-from online_grads.estimators.past_facing.factored import Factors, factored
+from online_grads.arguments import not_negative
+from online_grads.estimators.past_facing.balance import balanced
+from online_grads.estimators.past_facing.factored import SynapseRule, factored
 from online_grads.types import Array, Estimator, Model
 
 
@@ -64,13 +66,12 @@ def kf_rtrl(
 
     Reference: Mujika, Meier & Steger (2018), arXiv:1805.10842, Theorem 1.
     """
-    check_epsilon(epsilon)
-    step = lambda factors, J, D, v, signs: move(factors, J, D, v, signs, epsilon)
+    not_negative("epsilon", epsilon)
     return factored(
         model,
-        Factors(
+        SynapseRule(
             lambda n, post, pre, dtype: KfFactors(jnp.zeros(pre, dtype), jnp.zeros((n, post), dtype)),
-            step,
+            partial(move, epsilon=epsilon),
             lambda factors, credit: jnp.outer(factors.u, credit @ factors.B),
             signs=lambda n, post, pre: (2,),
         ),
@@ -79,8 +80,8 @@ def kf_rtrl(
     )
 
 
-def move(factors: KfFactors, transfer: Array, reach: Array, presynaptic: Array, signs: Array, epsilon):
+def move(factors: KfFactors, transfer: Array, delta: Array, presynaptic: Array, signs: Array, epsilon):
     """One step with signs (c₁, c₂)."""
     old = balanced(factors.u, transfer @ factors.B, epsilon)
-    new = balanced(presynaptic, reach, epsilon)
+    new = balanced(presynaptic, delta, epsilon)
     return KfFactors(*jax.tree.map(lambda one, other: signs[0] * one + signs[1] * other, old, new))

@@ -20,7 +20,6 @@ from scipy import sparse
 
 from online_grads.estimators.past_facing.base import Influence, zeroed
 from online_grads.linearize import Weights
-from online_grads.patterns import Patterns
 from online_grads.sparse import Entries, SparseJacobian
 from online_grads.structure import Site
 from online_grads.types import Array
@@ -49,6 +48,11 @@ class Kept(NamedTuple):
         inside = self.valid[:, None] & other.valid[None] & _contains(pattern, rows, columns)
         return np.where(inside, rows * pattern.shape[1] + columns, -1)
 
+    def diagonal(self) -> np.ndarray:
+        """[K, K, D] in a vector with an entry per hidden one the place of r_a, where both are r_a."""
+        own = np.eye(len(self.rows), dtype=bool)[..., None] & self.valid
+        return np.where(own, self.rows[None], -1)
+
 
 class Term(NamedTuple):
     """One sum Σ_c A[r_a, c] E[c] of a step."""
@@ -58,15 +62,14 @@ class Term(NamedTuple):
     influence: list | Array  # the E that A multiplies
 
 
-def keep(structure: Weights, patterns: Patterns, reaches: list) -> list[Kept]:
+def keep(structure: Weights, reaches: list) -> list[Kept]:
     """What every trained site keeps, from the hidden entries that its drives keep, [n, batch·post].
 
     Raises:
         ValueError: if a direct use of a weight takes more than `DENSE_LIMIT` products per step.
     """
-    numbers = [i for i, site in enumerate(structure.sites) if site.weight < structure.trained]
     kept = []
-    for number, reach in zip(numbers, reaches, strict=True):
+    for number, reach in zip(structure.trained_numbers, reaches, strict=True):
         site, columns = structure.sites[number], reach.tocsc()
         counts = np.diff(columns.indptr)
         size = max(int(counts.max(initial=0)), 1)
@@ -81,8 +84,8 @@ def keep(structure: Weights, patterns: Patterns, reaches: list) -> list[Kept]:
         valid = np.arange(size)[:, None] < counts
         rows.T[valid.T] = columns.indices
         every = np.broadcast_to(np.arange(counts.size), rows.shape)
-        reached = valid & _contains(patterns.sites[number], rows, every)
-        pres = _learned(structure, patterns, site)
+        reached = valid & _contains(structure.patterns.sites[number], rows, every)
+        pres = _trained_entries(structure, site)
         few = size <= FEW and pres is None
         kept.append(Kept(site, number, rows, valid, reached, pres, few))
     return kept
@@ -125,27 +128,26 @@ def contract(structure: Weights, kept: list[Kept], influence: list, credit: Arra
     return structure.collect(grads)
 
 
-def masked_influence(
-    structure: Weights, patterns: Patterns, chain: list[list], *, implicit: bool
-) -> Influence:
+def masked_influence(structure: Weights, chain: list[list], *, held: bool) -> Influence:
     """The `Influence` on fixed masks, one tensor after another.
 
         S_0' = A S_0 + I          S_k' = A S_k + B S_{k-1} + I
 
     Args:
-        structure, patterns: of the model.
+        structure: of the model.
         chain: per tensor the hidden entries that each trained site keeps, [n, batch·post]; the last
             tensor gives the gradient.
-        implicit: A = J₀ and B = J − J₀ if True, otherwise A = J and there is one tensor.
+        held: A = J₀ and B = J − J₀ if True, otherwise A = J and there is one tensor.
 
     Raises:
         ValueError: if a direct use of a weight takes more than `DENSE_LIMIT` products per step.
     """
-    tensors = [keep(structure, patterns, reaches) for reaches in chain]
+    patterns = structure.patterns
+    tensors = [keep(structure, reaches) for reaches in chain]
     # a site's tensors read one another: they share a layout
     few = [all(k.few for k in site) for site in zip(*tensors, strict=True)]
     tensors = [[k._replace(few=f) for k, f in zip(kept, few, strict=True)] for kept in tensors]
-    inner = patterns.held if implicit else patterns.jacobian
+    inner = patterns.held if held else patterns.jacobian
     own = [[k.pairs(k, inner) for k in kept] for kept in tensors]
     across = [
         [k.pairs(below, patterns.jacobian) for k, below in zip(*pair, strict=True)]
@@ -160,15 +162,14 @@ def masked_influence(
     most = max(k.rows.shape[0] for k in tensors[-1])
 
     def propagate(influence, segment, noise):
-        h, rest, x = jax.tree.map(lambda leaf: leaf[0], (*segment.before, segment.xs))
-        entries = jacobian(segment.weights, h, rest, x)
-        inside = entries.held() if implicit else entries.jacobian()
+        entries = jacobian(segment.weights, *segment.first)
+        inside = entries.held() if held else entries.jacobian()
+        outside = entries.jacobian() - inside if across else None
         terms = [
             [[Term(inside, place, e)] for place, e in zip(places, tensor, strict=True)]
             for places, tensor in zip(own, influence, strict=True)
         ]
         for number, places in enumerate(across):
-            outside = entries.jacobian() - inside
             for site, (place, e) in enumerate(zip(places, influence[number], strict=True)):
                 terms[number + 1][site].append(Term(outside, place, e))
         return [move(structure, kept, term, entries) for kept, term in zip(tensors, terms, strict=True)]
@@ -182,33 +183,9 @@ def masked_influence(
     )
 
 
-def reachable(structure: Weights, patterns: Patterns, steps: int) -> list[list]:
-    """Per number of further steps (0 … steps) and trained site the entries [n, batch·post] reached.
-
-    Counted in units: with a hidden entry all of its unit is reached. The list ends early where
-    nothing more is reached.
-    """
-    together = units(patterns.held)
-    pairs = zip(structure.sites, patterns.sites, strict=True)
-    chain = [[together @ immediate for site, immediate in pairs if site.weight < structure.trained]]
-    for _ in range(steps):
-        further = [sparse.csr_matrix(r + together @ patterns.jacobian @ r) for r in chain[-1]]
-        if all(f.nnz == r.nnz for f, r in zip(further, chain[-1], strict=True)):
-            break
-        chain.append(further)
-    return chain
-
-
-def units(held: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Which hidden entries belong to one unit, a component of J₀'s pattern: [n, n]."""
-    _, label = sparse.csgraph.connected_components(held, directed=False)
-    member = sparse.csr_matrix((np.ones(label.size, bool), (np.arange(label.size), label)))
-    return sparse.csr_matrix(member @ member.T)
-
-
-def _learned(structure, patterns, site: Site) -> np.ndarray | None:
+def _trained_entries(structure: Weights, site: Site) -> np.ndarray | None:
     """Per drive the presynaptic entries whose weight a parameter moves; None where they are most."""
-    moved = np.transpose(patterns.learned[site.weight], sum(site.axes, ()))
+    moved = np.transpose(structure.patterns.trained_entries[site.weight], sum(site.axes, ()))
     moved = moved.reshape(site.batch, site.pre, site.post).swapaxes(1, 2).reshape(-1, site.pre)
     counts = moved.sum(axis=1)
     most = max(int(counts.max(initial=0)), 1)

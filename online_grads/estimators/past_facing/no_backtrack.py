@@ -1,11 +1,11 @@
 """NoBackTrack: a rank-one influence with one random sign and one scale per hidden entry.
 
-    M_t ≈ v_t w_tᵀ,   E[v_t w_tᵀ] = M_t             v [n], w [p]
+    M_t ≈ s̃_t θ̃_tᵀ,   E[s̃_t θ̃_tᵀ] = M_t            s̃ [n], θ̃ [p]; the paper's v and w
 
-    v_t = ε₀ ρ₀ J_t v_{t-1} + Σ_i ε_i ρ_i e_i        ε₀, ε_i ~ {±1}
-    w_t = ε₀ w_{t-1}/ρ₀ + Σ_i ε_i I_t[i, :]/ρ_i      I_t = ∂h_t/∂w at fixed h_{t-1}
-    ρ₀ = √((‖w_{t-1}‖ + ε)/(‖J_t v_{t-1}‖ + ε))      ρ_i = √((‖I_t[i, :]‖ + ε)/(1 + ε))
-    g_t = (∂ℓ_t/∂h_{t-1} · v_{t-1}) w_{t-1} + ∂ℓ_t/∂w at fixed h_{t-1}
+    s̃_t = ν₀ ρ₀ J_t s̃_{t-1} + Σ_i ν_i ρ_i e_i        ν₀, ν_i ~ {±1}
+    θ̃_t = ν₀ θ̃_{t-1}/ρ₀ + Σ_i ν_i I_t[i, :]/ρ_i      I_t = ∂h_t/∂w at fixed h_{t-1}
+    ρ₀ = √((‖θ̃_{t-1}‖ + ε)/(‖J_t s̃_{t-1}‖ + ε))      ρ_i = √((‖I_t[i, :]‖ + ε)/(1 + ε))
+    g_t = (∂ℓ_t/∂h_{t-1} · s̃_{t-1}) θ̃_{t-1} + ∂ℓ_t/∂w at fixed h_{t-1}
 
 UORO has one ρ for all hidden entries; here every entry has its own, from the norm of its row of the
 immediate influence. The norms are read from the drive Jacobians, ‖I[i, :]‖² = Σ_l ‖D_l[i, :]‖²‖v_l‖²
@@ -21,15 +21,14 @@ backtracking, arXiv:1507.07680, section 1.2.
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from online_grads.analysis import analyse
-from online_grads.estimators.past_facing.balance import balanced, check_epsilon, ratio
+from online_grads.arguments import not_negative
+from online_grads.estimators.past_facing.balance import balanced, ratio
 from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
 from online_grads.estimators.past_facing.uoro import UoroInfluence, outer
 from online_grads.linearize import Weights
 from online_grads.numerics import widened
-from online_grads.patterns import Patterns
 from online_grads.sparse import SparseJacobian
 from online_grads.types import Estimator, Model
 
@@ -39,8 +38,7 @@ def no_backtrack(
 ) -> Estimator:
     """An unbiased gradient from a rank-one influence with one sign per hidden entry.
 
-        M_t ≈ v_t w_tᵀ          v_t = ε₀ ρ₀ J_t v_{t-1} + Σ_i ε_i ρ_i e_i
-                                w_t = ε₀ w_{t-1}/ρ₀ + Σ_i ε_i I_t[i, :]/ρ_i
+        s̃_t = ν₀ ρ₀ J_t s̃_{t-1} + Σ_i ν_i ρ_i e_i          θ̃_t = ν₀ θ̃_{t-1}/ρ₀ + Σ_i ν_i I_t[i, :]/ρ_i
 
     Args:
         model: the model.
@@ -65,12 +63,10 @@ def no_backtrack(
 
     Reference: Ollivier, Tallec & Charpiat (2015), arXiv:1507.07680, section 1.2.
     """
-    check_epsilon(epsilon)
+    not_negative("epsilon", epsilon)
     found = analyse(model, allow_unused=allow_unused)
     structure, n = Weights(found, dense=False), found.flat.size
-    patterns = Patterns(structure, *structure.shapes)
-    jacobian = SparseJacobian(structure, patterns)
-    places = [pattern.nonzero() for pattern in patterns.sites]
+    jacobian = SparseJacobian(structure, structure.patterns)
 
     def init(h, key):
         trained = structure.weights[: structure.trained]
@@ -78,27 +74,26 @@ def no_backtrack(
 
     def row_norms(segment):
         """‖I[i, :]‖ for every hidden entry i, [n]."""
-        h, rest, x = jax.tree.map(lambda leaf: leaf[0], (*segment.before, segment.xs))
-        entries = jacobian(segment.weights, h, rest, x)
-        wide = widened(h).dtype
-        squares = jnp.zeros(n, wide)
-        for number, (site, (rows, columns)) in enumerate(zip(structure.sites, places, strict=True)):
-            if site.weight < structure.trained:
-                reach = jnp.square(entries.drive(number, rows, columns).astype(wide))
-                if not site.direct:
-                    v = entries.presynaptic[number].astype(wide)
-                    reach *= jnp.sum(jnp.square(v), axis=1)[columns // site.post]
-                squares = squares.at[np.asarray(rows)].add(reach)
+        entries = jacobian(segment.weights, *segment.first)
+        squares = widened(jnp.zeros(n, found.flat.dtype))
+        for number in structure.trained_numbers:
+            site = structure.sites[number]
+            rows, columns = structure.patterns.sites[number].nonzero()
+            delta = jnp.square(entries.drive(number, rows, columns).astype(squares.dtype))
+            if not site.direct:
+                presynaptic = entries.presynaptic[number].astype(squares.dtype)
+                delta *= jnp.sum(jnp.square(presynaptic), axis=1)[columns // site.post]
+            squares = squares.at[rows].add(delta)
         return jnp.sqrt(squares)
 
     def propagate(influence, segment, signs):
         norms = row_norms(segment)
         rho = ratio(norms, jnp.ones_like(norms), epsilon).astype(signs.dtype)
-        v, w = balanced(segment.push(influence.s), influence.theta, epsilon)
+        s, theta = balanced(segment.push(influence.s), influence.theta, epsilon)
         immediate, _ = segment.pull_end(signs[1:] / rho)
         return UoroInfluence(
-            signs[0] * v + signs[1:] * rho,
-            [signs[0].astype(old.dtype) * old + new for old, new in zip(w, immediate, strict=True)],
+            signs[0] * s + signs[1:] * rho,
+            [signs[0].astype(old.dtype) * old + new for old, new in zip(theta, immediate, strict=True)],
         )
 
     noise = lambda key: jax.random.rademacher(key, (n + 1,), found.flat.dtype)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from online_grads.arguments import positive_int
-from online_grads.estimators.past_facing.factored import Factors, factored
+from online_grads.estimators.past_facing.factored import SynapseRule, factored
 from online_grads.estimators.past_facing.products import singular_products
 from online_grads.types import Array, Estimator, Model
 
@@ -71,7 +71,7 @@ def optimal_kronecker(
     rank = positive_int("rank", rank)
     return factored(
         model,
-        Factors(
+        SynapseRule(
             lambda n, post, pre, dtype: KroneckerSum(
                 jnp.zeros((rank, pre), dtype), jnp.zeros((rank, n, post), dtype)
             ),
@@ -84,16 +84,16 @@ def optimal_kronecker(
     )
 
 
-def move(factors: KroneckerSum, transfer: Array, reach: Array, presynaptic: Array, signs: Array):
+def move(factors: KroneckerSum, transfer: Array, delta: Array, presynaptic: Array, signs: Array):
     """One step with signs ε [r+1]."""
     pushed = jnp.einsum("mn,rnp->rmp", transfer, factors.B)
     u = jnp.concatenate([factors.u, presynaptic[None]])
-    B = jnp.concatenate([pushed, reach[None]])
-    u, flat = reduce(u, B.reshape(len(B), -1), signs)
+    B = jnp.concatenate([pushed, delta[None]])
+    u, flat = fewer_products(u, B.reshape(len(B), -1), signs)
     return KroneckerSum(u, flat.reshape(factors.B.shape))
 
 
-def reduce(u: Array, v: Array, signs: Array) -> tuple[Array, Array]:
+def fewer_products(u: Array, v: Array, signs: Array) -> tuple[Array, Array]:
     """From r+1 products u_l ⊗ v_l to r, unbiased and with the least variance.
 
     Args:

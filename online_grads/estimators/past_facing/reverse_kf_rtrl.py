@@ -14,13 +14,15 @@ exactly. Any cell.
 Reference: Marschall, Cho & Savin (2020), arXiv:1907.02649, section 4.1.4.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from online_grads.estimators.past_facing.balance import balanced, check_epsilon
-from online_grads.estimators.past_facing.factored import Factors, factored
+from online_grads.arguments import not_negative
+from online_grads.estimators.past_facing.balance import balanced
+from online_grads.estimators.past_facing.factored import SynapseRule, factored
 from online_grads.types import Array, Estimator, Model
 
 
@@ -61,13 +63,12 @@ def reverse_kf_rtrl(
 
     Reference: Marschall, Cho & Savin (2020), arXiv:1907.02649, section 4.1.4.
     """
-    check_epsilon(epsilon)
-    step = lambda factors, J, D, v, signs: move(factors, J, D, v, signs, epsilon)
+    not_negative("epsilon", epsilon)
     return factored(
         model,
-        Factors(
+        SynapseRule(
             lambda n, post, pre, dtype: ReverseKfFactors(jnp.zeros(post, dtype), jnp.zeros((n, pre), dtype)),
-            step,
+            partial(move, epsilon=epsilon),
             lambda factors, credit: jnp.outer(credit @ factors.B, factors.A),
             signs=lambda n, post, pre: (post,),
         ),
@@ -76,8 +77,8 @@ def reverse_kf_rtrl(
     )
 
 
-def move(factors: ReverseKfFactors, transfer: Array, reach: Array, presynaptic: Array, signs: Array, epsilon):
+def move(factors: ReverseKfFactors, transfer: Array, delta: Array, presynaptic: Array, signs: Array, epsilon):
     """One step with signs ν [post]."""
     old = balanced(factors.A, transfer @ factors.B, epsilon)
-    new = balanced(signs, jnp.outer(reach @ signs, presynaptic), epsilon)
+    new = balanced(signs, jnp.outer(delta @ signs, presynaptic), epsilon)
     return ReverseKfFactors(*jax.tree.map(jnp.add, old, new))

@@ -21,10 +21,9 @@ import numpy as np
 from online_grads.analysis import analyse
 from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing.base import past_facing
-from online_grads.estimators.past_facing.local import require_local
-from online_grads.estimators.past_facing.masked import masked_influence, reachable
+from online_grads.estimators.past_facing.masked import masked_influence
+from online_grads.estimators.past_facing.units import reachable, require_local
 from online_grads.linearize import Weights
-from online_grads.patterns import Patterns
 from online_grads.types import Estimator, Model
 
 
@@ -55,9 +54,8 @@ def rflo(model: Model, *, feedback: Feedback = symmetric, allow_unused: bool = F
     """
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
-    patterns = Patterns(structure, *structure.shapes)
-    require_local("rflo", structure, patterns)
-    (reaches,) = reachable(structure, patterns, 0)
+    require_local("rflo", structure)
+    (reaches,) = reachable(structure, 0)
     for site, reach in zip(structure.trained_sites, reaches, strict=True):
         most = int(np.diff(reach.tocsc().indptr).max(initial=0))
         # a gain or a decay that several units share is a sum over them, each with its own trace
@@ -66,5 +64,5 @@ def rflo(model: Model, *, feedback: Feedback = symmetric, allow_unused: bool = F
                 f"rflo keeps one trace per weight, and {structure.names[site.weight]} acts on a unit "
                 f"of {most} hidden entries; use eprop"
             )
-    influence = masked_influence(structure, patterns, [reaches], implicit=True)
+    influence = masked_influence(structure, [reaches], held=True)
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

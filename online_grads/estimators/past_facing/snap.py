@@ -19,9 +19,9 @@ from online_grads.analysis import analyse
 from online_grads.arguments import positive_int
 from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing.base import past_facing
-from online_grads.estimators.past_facing.masked import masked_influence, reachable
+from online_grads.estimators.past_facing.masked import masked_influence
+from online_grads.estimators.past_facing.units import reachable
 from online_grads.linearize import Weights
-from online_grads.patterns import Patterns
 from online_grads.types import Estimator, Model
 
 
@@ -57,7 +57,6 @@ def snap(
     positive_int("order", order)
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
-    patterns = Patterns(structure, *structure.shapes)
-    reaches = reachable(structure, patterns, order - 1)[-1]
-    influence = masked_influence(structure, patterns, [reaches], implicit=False)
+    reaches = reachable(structure, order - 1)[-1]
+    influence = masked_influence(structure, [reaches], held=False)
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

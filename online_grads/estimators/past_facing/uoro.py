@@ -18,13 +18,15 @@ Reference: Tallec & Ollivier (2017), Unbiased online recurrent optimization, arX
 Algorithm 1; memory-T UORO is its section 4.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import analyse
-from online_grads.estimators.past_facing.balance import balanced, check_epsilon
+from online_grads.arguments import not_negative
+from online_grads.estimators.past_facing.balance import balanced
 from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
 from online_grads.linearize import Leaves
 from online_grads.types import Array, Estimator, Model
@@ -68,7 +70,7 @@ def uoro(
 
     Reference: Tallec & Ollivier (2017), arXiv:1702.05043, Algorithm 1.
     """
-    check_epsilon(epsilon)
+    not_negative("epsilon", epsilon)
     found = analyse(model, allow_unused=allow_unused)
     leaves, flat = Leaves(found), found.flat
 
@@ -80,7 +82,7 @@ def uoro(
         leaves,
         Influence(
             init,
-            lambda influence, segment, noise: propagate(influence, segment, noise, epsilon),
+            partial(propagate, epsilon=epsilon),
             outer,
             noise=lambda key: jax.random.rademacher(key, (flat.size,), flat.dtype),
             forget=zeroed,

@@ -1,4 +1,6 @@
-"""The developer's page: an estimator of one's own in forty lines, and what the builder refuses."""
+"""The developer's page, an estimator of one's own in forty lines, and what the builder adds and refuses."""
+
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -6,42 +8,30 @@ import pytest
 
 from online_grads import Influence, feedback, gradient, hidden_of, past_facing, with_resets
 from online_grads.analysis import analyse
-from online_grads.estimators.past_facing.base import zeroed
+from online_grads.estimators.past_facing import base
 from online_grads.linearize import Leaves, Weights
 from tests.models import MODELS, problem, relative_error, stream
 
 
-def rtrl_of_leaves(model):
-    """RTRL as a newcomer would write it: M [n, ...] per parameter leaf, moved by Jacobians of the step."""
-    found = analyse(model)
-    leaves, n = Leaves(found), found.flat.size
-
-    def init(h, key):
-        return [jnp.zeros((n, *w.shape), w.dtype) for w in leaves.weights]
-
-    def propagate(influence, segment, noise):
-        transfer = jax.vmap(segment.push, out_axes=1)(jnp.eye(n))
-        immediate, _ = jax.vmap(segment.pull_end)(jnp.eye(n))
-        return [jnp.tensordot(transfer, m, 1) + i for m, i in zip(influence, immediate, strict=True)]
-
-    def contract(influence, credit):
-        return [jnp.tensordot(credit, m, 1) for m in influence]
-
-    return past_facing(found, leaves, Influence(init, propagate, contract, forget=zeroed), block=None)
+def example():
+    """The constructor that the builder's docstring shows, run as it stands there."""
+    code = base.__doc__[base.__doc__.index("    def rtrl_of_leaves") :].split("\n\n*")[0]
+    names = {name: globals()[name] for name in "analyse Leaves Influence past_facing zeroed jax jnp".split()}
+    exec(textwrap.dedent(code), names)
+    assert len(code.splitlines()) < 40
+    return names["rtrl_of_leaves"]
 
 
 @pytest.mark.parametrize("window", [1, 4, 8])
 @pytest.mark.parametrize("name", ["vanilla", "lstm", "stacked"])
-def test_a_toy_estimator_of_twenty_lines_is_exact(name, window):
+def test_the_example_of_forty_lines_is_exact(name, window):
     given = problem(name, 8)
-    run = jax.jit(
-        lambda *args: gradient(rtrl_of_leaves(given.model), *args, key=jax.random.key(1), window=window)
-    )
+    run = jax.jit(lambda *args: gradient(example()(given.model), *args, key=jax.random.key(1), window=window))
     assert relative_error(run(*given.args), given.exact) <= 1e-10
 
 
 def immediate(model):
-    """The example of the builder's docstring: credit for the present step alone."""
+    """Credit for the present step alone."""
     found = analyse(model)
     coordinates = Weights(found, dense=False)
     influence = Influence(

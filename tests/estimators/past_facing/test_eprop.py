@@ -90,7 +90,7 @@ def test_one_hop_less_is_not_rtrl():
 
 
 def hops_by_hand(given, hops):
-    """The recursion with dense tensors, J₀ of a GRU's update gate by hand from its transition."""
+    """The recursion with dense tensors, J₀ by hand from the leaky network."""
     model, params, hidden, xs, ys, _ = given
     theta, unflatten = jax.flatten_util.ravel_pytree(params)
     step = lambda theta, h, x: model.transition(unflatten(theta), h, x)

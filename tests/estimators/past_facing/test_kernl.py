@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from online_grads import batched, gradient, kernl, learner, rflo, scan
-from tests.models import MODELS, problem, problem_of, relative_error, stream
+from online_grads import batched, cells, eprop, gradient, kernl, learner, rflo, scan
+from tests.models import MODELS, of_cell, problem, problem_of, relative_error, stream
 
 FROZEN = optax.set_to_zero()
 
@@ -38,11 +38,17 @@ def test_the_noise_is_predicted_better_and_better():
         assert (late(metrics.info["noise_loss"]) < 0.5) == improves
 
 
-@pytest.mark.parametrize("name", ["lstm", "columns", "normalised"])
-def test_hidden_states_of_several_leaves(name):
-    given = problem(name, 8)
-    got = run(kernl(given.model), given)
-    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(got))
+def lif():
+    return of_cell(cells.lif(3, 4, threshold=0.4))
+
+
+@pytest.mark.parametrize("model", [MODELS["lstm"], MODELS["columns"], MODELS["normalised"], lif])
+def test_one_step_is_the_immediate_influence_on_every_entry(model):
+    """Before anything decays, KeRNL with A = 1 is e-prop, on hidden states of several leaves too."""
+    one, several = problem_of(model(), 1), problem_of(model(), 8)
+    plain = lambda model: kernl(model, inner_optimizer=FROZEN)
+    assert relative_error(run(plain(one.model), one), run(eprop(one.model), one)) <= 1e-12
+    assert relative_error(run(plain(several.model), several), run(eprop(several.model), several)) > 1e-4
 
 
 def test_reset_every_begins_the_copy_anew():

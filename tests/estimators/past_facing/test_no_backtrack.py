@@ -5,29 +5,42 @@ import pytest
 
 from online_grads import no_backtrack
 from tests.models import MODELS, problem
+from tests.unbiased import flat
 
 
-@pytest.mark.parametrize("name", ["vanilla", "lstm", "gru_reset_before", "stacked"])
-def test_one_sign_and_scale_per_hidden_entry(name, monkeypatch):
-    """After one step from zero, v_i = ±√‖I[i, :]‖ and v_i w_i is I's row: checked entry by entry."""
-    given = problem(name, 8)
-    estimator = no_backtrack(given.model, epsilon=0.0, allow_unused=True)
+def gradient_of(estimator, given, signs, monkeypatch):
+    """After one step from zero with these signs: s̃, and the gradient that direct=False reads off."""
+    monkeypatch.setattr(jax.random, "rademacher", lambda key, shape, dtype: signs)
     state = estimator.init(given.params, given.hidden, key=jax.random.key(0))
-    part = given.xs[:1], given.ys[:1]
-    flat = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]
-    moved = lambda params: flat(given.model.transition(params, given.hidden, given.xs[0]))
-    rows = jax.jit(jax.jacobian(moved))(given.params)
-    norms = np.sqrt(sum(jnp.sum(r**2, axis=tuple(range(1, r.ndim))) for r in jax.tree.leaves(rows)))
-    n = norms.size
-    total = 0.0
+    state, estimate = estimator.update(state, given.params, given.xs[:1], given.ys[:1])
+    return state.influence.s, flat(estimate.grads["cell"])
+
+
+@pytest.mark.parametrize("name", ["vanilla", "lstm", "stacked"])
+def test_one_sign_and_scale_per_hidden_entry(name, monkeypatch):
+    """After one step s̃_i = ±√‖I[i, :]‖, and a flipped sign takes unit i's part from the others."""
+    given = problem(name, 8)
+    moved = lambda cell: flat(
+        given.model.transition({**given.params, "cell": cell}, given.hidden, given.xs[0])
+    )
+    rows = jax.jit(jax.jacobian(moved))(given.params["cell"])
+    rows = np.concatenate([np.reshape(r, (len(r), -1)) for r in jax.tree.leaves(rows)], axis=1)
+    h = given.model.transition(given.params, given.hidden, given.xs[0])
+    credit = flat(jax.grad(lambda h: given.model.loss(given.params, h, given.ys[0])[0])(h))
+    scale = np.sqrt(np.linalg.norm(rows, axis=1))
+    n = scale.size
+
+    def expected(signs):
+        signs = signs[1:]
+        return signs * scale, (credit @ (signs * scale)) * ((signs / scale) @ rows)
+
     for i in range(n):
         signs = jnp.ones(n + 1).at[1 + i].set(-1)
-        monkeypatch.setattr(jax.random, "rademacher", lambda key, shape, dtype, signs=signs: signs)
-        after = estimator.update(state, given.params, *part)[0].influence
-        np.testing.assert_allclose(after.s**2, norms, rtol=1e-8)
-        assert list(jnp.sign(after.s)) == [-1.0 if j == i else 1.0 for j in range(n)]
-        total += flat(after.theta)[0]
-    assert np.isfinite(total)
+        got = gradient_of(no_backtrack(given.model, epsilon=0.0, direct=False), given, signs, monkeypatch)
+        for one, other in zip(got, expected(signs), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-12)
+    wrong, _ = gradient_of(no_backtrack(given.model, epsilon=1.0, direct=False), given, signs, monkeypatch)
+    assert np.abs(wrong - expected(signs)[0]).max() > 1e-3
 
 
 def test_bad_epsilon():
