@@ -32,11 +32,17 @@ def not_negative(name: str, value) -> None:
     """Refuse a negative number; a tracer passes, as its value is not known yet.
 
     Raises:
-        ValueError: it is negative.
+        TypeError: it is not a number.
+        ValueError: it is negative, or NaN.
 
     >>> not_negative("epsilon", 0.0)
     """
-    if not isinstance(value, jax.core.Tracer) and value < 0:
+    if isinstance(value, jax.core.Tracer):
+        return
+    scalar = isinstance(value, numbers.Real) or (hasattr(value, "dtype") and jnp.ndim(value) == 0)
+    if isinstance(value, bool) or not scalar:
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not value >= 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
 
 

@@ -96,11 +96,12 @@ class Segment:
         weights: the weights, as `coordinates.effective` gives them.
         h, rest: the states after each step, [b, ...].
         before: (h, rest) before each step, [b, ...].
-        xs: the inputs, [b, ...].
+        xs: the inputs, [b, ...]; a model without inputs has no array here, so b is given as `length`.
     """
 
-    def __init__(self, coordinates: Coordinates, weights, h, rest, xs):
+    def __init__(self, coordinates: Coordinates, weights, h, rest, xs, length: int):
         self._coordinates, self.weights, self.xs = coordinates, weights, xs
+        self._length = length  # for scans over inputs without any array
         self._start, self._start_rest = h, rest
         trained = coordinates.trained
 
@@ -109,7 +110,7 @@ class Segment:
                 moved = coordinates.move([*learned, *weights[trained:]], *carry, x)
                 return moved, (carry, moved)
 
-            before, after = jax.lax.scan(body, (h, rest), xs)[1]
+            before, after = jax.lax.scan(body, (h, rest), xs, length)[1]
             return after[0], (before, after[1])
 
         self.h, self._pull, (self.before, self.rest) = jax.vjp(follow, weights[:trained], h, has_aux=True)
@@ -156,7 +157,7 @@ class Segment:
             def body(carry, x):
                 return self._coordinates.move([*moving, *self.weights[trained:]], *carry, x), None
 
-            return jax.lax.scan(body, (h, self._start_rest), self.xs)[0][0]
+            return jax.lax.scan(body, (h, self._start_rest), self.xs, self._length)[0][0]
 
         fixed = self.weights[:trained]
         if weights is None:
@@ -197,7 +198,7 @@ class Segment:
         rows = jnp.eye(n, dtype=self.h.dtype)
         sums = [jnp.zeros((n, *z.shape), z.dtype) for z in zeros if z is not None][len(synapses) :]
         (rows, sums), (deltas, presynaptic) = jax.lax.scan(
-            body, (rows, sums), (self.before, self.xs), reverse=True
+            body, (rows, sums), (self.before, self.xs), self._length, reverse=True
         )
         presynaptic = [v for v, z in zip(presynaptic, zeros, strict=False) if z is not None]
         return rows, [*zip(deltas, presynaptic, strict=True), *((total, None) for total in sums)]

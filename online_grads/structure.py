@@ -29,6 +29,9 @@ import jax.numpy as jnp
 from online_grads import jaxprs
 from online_grads.types import Array
 
+# Beside dot_general the primitives that sum over entries, or may hide such a sum in their body.
+_MIXING = {"conv_general_dilated", "scan", "while", "cond"}
+
 
 class Site(NamedTuple):
     """A place where a weight acts, read as w [batch, pre, post]; a direct use has one row, v = 1."""
@@ -51,6 +54,7 @@ class Structure:
         trained: how many weights are trained.
         names: for every trained weight, the names of the parameter leaves that it is made of.
         sites: where the weights act, synapses first, in the order in which they are computed.
+        tangled: the names of trained weights that meet h in a product that is no synapse.
     """
 
     def __init__(
@@ -95,6 +99,9 @@ class Structure:
         name_of = dict(zip(variables, names, strict=True))
         made_of = [split.made_of[v] for v in split.weights[: self.trained]]
         self.names = [", ".join(name_of[v] for v in variables if v in made) for made in made_of]
+        self.tangled = [
+            self.names[split.weights.index(v)] for v in split.tangled(closed.jaxpr.invars[len(params)])
+        ]
         index = {v: i for i, v in enumerate(split.weights)}
         self.sites = [p.site(index[p.weight]) for p in split.products]
         self.sites += [_direct_site(index[v], v.aval) for v in split.direct]
@@ -283,6 +290,29 @@ class _Split:
         self.trained = len(trained)
         self.weights = list(dict.fromkeys([*trained, *synaptic, *used]))
 
+    def tangled(self, h) -> list:
+        """The trained weights that an equation mixes with what h reaches, without being a synapse."""
+        made_of = {weight: {weight} for weight in self.weights[: self.trained]}
+        reached, found = {h}, set()
+        synapses = {id(product.equation) for product in self.products}
+        for equation in self.after:
+            operands = [a for a in equation.invars if not jaxprs.is_literal(a)]
+            weights = set().union(*(made_of.get(a, ()) for a in operands if a not in reached))
+            if reached.isdisjoint(operands):
+                made_of.update(dict.fromkeys(equation.outvars, weights))
+                continue
+            reached.update(equation.outvars)
+            if _mixes(equation) and id(equation) not in synapses:
+                found |= weights
+        return [weight for weight in self.weights if weight in found]
+
+
+def _mixes(equation) -> bool:
+    if equation.primitive.name == "dot_general":
+        contracted, _ = equation.params["dimension_numbers"]
+        return bool(contracted[0])  # an elementwise product mixes nothing
+    return equation.primitive.name in _MIXING
+
 
 def _direct_site(weight: int, aval) -> Site:
     axes = ((), (), tuple(range(aval.ndim)))
@@ -297,6 +327,8 @@ def _synapse(equation, candidates) -> _Product | None:
     if left is right:
         return None
     contracted, batch = equation.params["dimension_numbers"]
+    if not contracted[0]:
+        return None  # an elementwise product
     for side, (weight, vector) in enumerate([(left, right), (right, left)]):
         if (
             jaxprs.is_literal(weight)

@@ -6,7 +6,8 @@
 
 A brain has no way to know w where the error comes back, and learning works without it (feedback
 alignment). The readout's own gradient stays exact; only the credit ∂ℓ/∂h changes. Readout matrices
-are found in the loss's own equations, so that any readout works, one of several layers included.
+are found in the loss's own equations, so that any readout works, one of several layers included. What
+reaches the loss past every trained matrix (a penalty on h) keeps its true gradient.
 
 Reference: Lillicrap et al. (2016), Random synaptic feedback weights support error backpropagation
 for deep learning; in recurrent networks: Murray (2019), Bellec et al. (2020).
@@ -30,6 +31,20 @@ Feedback = Callable[[Analysis], Callable | None]
 
 def symmetric(found: Analysis) -> None:
     """The true gradient of the loss."""
+
+
+def credit_through(feedback: Feedback, found: Analysis) -> Callable | None:
+    """`feedback(found)`, checked.
+
+    Raises:
+        TypeError: it is not a feedback.
+    """
+    if feedback in (random, fixed) or not callable(feedback):
+        raise TypeError(
+            "feedback must be feedback.symmetric, feedback.random(key) or feedback.fixed(*matrices), got "
+            f"{getattr(feedback, '__name__', repr(feedback))}"
+        )
+    return feedback(found)
 
 
 def random(key: Array) -> Feedback:
@@ -83,13 +98,13 @@ def fixed(*matrices: Array) -> Feedback:
     def feedback(found: Analysis):
         structure, sites = _readout_matrices(found)
         wanted = [_shape(site) for site in sites.values()]
-        given = [(1, *jnp.shape(matrix))[-3:] for matrix in matrices]
+        given = [(1,) * (3 - jnp.ndim(matrix)) + jnp.shape(matrix) for matrix in matrices]
         if wanted != given:
-            show = lambda shapes: ", ".join(str(list(shape)) for shape in shapes)
+            show = lambda shapes: ", ".join(str(list(shape)) for shape in shapes) or "none"
             raise ValueError(
                 f"the loss has readout matrices [batch, pre, post] {show(wanted)}; got {show(given)}"
             )
-        shaped = [jnp.reshape(matrix, shape) for matrix, shape in zip(matrices, wanted, strict=True)]
+        shaped = [jnp.asarray(matrix).reshape(shape) for matrix, shape in zip(matrices, wanted, strict=True)]
         return _through(structure, dict(zip(sites, shaped, strict=True)))
 
     return feedback
@@ -140,6 +155,11 @@ def _readout_matrices(found: Analysis) -> tuple[Structure, dict]:
         for number, (site, end) in enumerate(zip(synapses, ends, strict=True))
         if site.weight < structure.trained and reads[end - site.batch * site.pre : end].nnz
     }
+    if structure.tangled:
+        raise ValueError(
+            f"{structure.tangled[0]} meets the hidden state in the loss other than as a matrix that "
+            "multiplies a vector: feedback cannot take its place; use feedback=symmetric"
+        )
     if not sites:
         raise ValueError(
             "feedback takes the place of a readout matrix, and the loss has none: no matrix made from "

@@ -80,6 +80,16 @@ def test_bad_feedback():
         eprop(plain, feedback=feedback.random(jax.random.key(0)))
     with pytest.raises(ValueError, match=r"matrices \[batch, pre, post\] \[1, 4, 2\]; got \[1, 2, 4\]"):
         eprop(MODELS["gru"](), feedback=feedback.fixed(jnp.ones((2, 4))))
+    for wrong in (feedback.random, feedback.fixed, "random", None):
+        with pytest.raises(TypeError, match=r"feedback must be feedback\.symmetric"):
+            eprop(MODELS["gru"](), feedback=wrong)
+    sampled = lambda params, h, y: (jnp.sum(params["readout"]["W"][jnp.argmax(y)] * h), ())
+    mixed = lambda params, h, y: (params["readout"]["W"][jnp.argmax(y)] @ h, ())
+    model = MODELS["gru"]()._replace(loss=sampled)
+    with pytest.raises(ValueError, match="the loss has none"):
+        eprop(model, feedback=feedback.random(jax.random.key(0)), allow_unused=True)
+    with pytest.raises(ValueError, match=r"params\['readout'\]\['W'\] meets the hidden state in the loss"):
+        eprop(model._replace(loss=mixed), feedback=feedback.random(jax.random.key(0)), allow_unused=True)
     with pytest.raises(ValueError, match=r"\[1, 4, 5\], \[1, 5, 2\]; got \[1, 4, 5\]$"):
         eprop(perceptron(), feedback=feedback.fixed(jnp.ones((4, 5))))
     with pytest.raises(TypeError, match="unexpected keyword"):

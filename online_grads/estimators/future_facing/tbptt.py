@@ -90,7 +90,7 @@ def tbptt(model: Model, *, history: int = 0, allow_unused: bool = False) -> Esti
                 moved = found.transition(theta, *carry, x)
                 return moved, (carry, moved)
 
-            end, (before, after) = jax.lax.scan(body, (h, rest), xs)
+            end, (before, after) = jax.lax.scan(body, (h, rest), xs, k)
             losses, outputs = jax.vmap(found.loss, in_axes=(None, 0, 0, 0))(readout, *after, ys)
             return jnp.mean(losses), (end, before, outputs)
 

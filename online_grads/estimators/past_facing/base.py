@@ -52,7 +52,7 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
-from online_grads.estimators.feedback import Feedback, symmetric
+from online_grads.estimators.feedback import Feedback, credit_through, symmetric
 from online_grads.linearize import Coordinates, Segment
 from online_grads.numerics import like, widened
 from online_grads.types import Array, Estimate, Estimator, PyTree
@@ -110,7 +110,7 @@ def past_facing(
     if not direct and block != 1:
         raise ValueError(f"direct=False reads the influence at every step: block must be 1, got {block}")
     reset_of = found.model.reset
-    credit_of = feedback(found)
+    credit_of = credit_through(feedback, found)
     if direct and credit_of is not None:
         raise ValueError("direct=True is exact inside a block: it takes no feedback but symmetric")
 
@@ -132,17 +132,17 @@ def past_facing(
 
         def advance(carry, segment_xs, segment_ys):
             """One block: the next carry, the loss and gradients of its steps, its outputs."""
-            (h, rest), carried, blocks = carry
+            (h, rest), carried, (episode, blocks) = carry
             resets = None if reset_of is None else jax.vmap(reset_of)(segment_xs)
             if resets is not None:
-                # a stream that begins anew draws what a fresh one would
-                blocks = jnp.where(resets[0], 0, blocks)
-            noise = (
-                None if influence.noise is None else influence.noise(jax.random.fold_in(key_segment, blocks))
-            )
+                # after the segment's first reset the noise is that of a segment that begins with one
+                episode, blocks = episode + resets[0].astype(jnp.int32), jnp.where(resets[0], 0, blocks)
+            key_block = jax.random.fold_in(jax.random.fold_in(key_segment, episode), blocks)
+            noise = None if influence.noise is None else influence.noise(key_block)
             if resets is not None:
                 carried = forget(carried, noise, resets[0])
-            segment = Segment(coordinates, weights, h, rest, segment_xs)
+            length = jax.tree.leaves((segment_xs, segment_ys))[0].shape[0]
+            segment = Segment(coordinates, weights, h, rest, segment_xs, length)
             seen = segment.observe(found, readout, segment_ys, credit_of)
             if direct:
                 grads, credit = segment.pull(seen.credit)
@@ -153,9 +153,10 @@ def past_facing(
             if not direct:
                 grads = influence.contract(carried, seen.credit[0])
             sums = widened((seen.loss, grads, seen.readout))
-            return (segment.end, carried, blocks + 1), sums, seen.outputs
+            return (segment.end, carried, (episode, blocks + 1)), sums, seen.outputs
 
-        carry = (found.flat.split(state.hidden), state.influence, jnp.zeros((), jnp.int32))
+        counts = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        carry = (found.flat.split(state.hidden), state.influence, counts)
         carry, (loss, grads, readout_grads), outputs = _in_blocks(advance, carry, xs, ys, k, block or k)
         mean = lambda tree, dtypes: like(jax.tree.map(lambda leaf: leaf / k, tree), dtypes)
         grads = coordinates.pullback(theta, mean(grads, weights[: coordinates.trained]))

@@ -15,6 +15,10 @@ hops can reach, all n of a dense cell from the first hop on: m times RTRL, of us
 and for analysis. Biased, unless nothing passes between units. hops = 0 refuses a cell in which a
 weight reaches another drive within the same step; hops ≥ 1 serves every cell.
 
+Every product of h with a matrix passes between units, one with a constant matrix too: a leak is
+written `d * h`. SnAp-1 is another method, it keeps a unit's recurrent weight to itself. A filtered
+readout belongs outside the hidden state: inside it, the loss would read none of what is kept.
+
 Reference: Bellec et al. (2020), A solution to the learning dilemma for recurrent networks of spiking
 neurons, Nat. Commun. 11:3625, eqs. 2-4; Martín-Sánchez, Bohté & Otte (2022), A taxonomy of
 recurrent learning rules, arXiv:2207.11439.
@@ -25,7 +29,7 @@ from online_grads.arguments import positive_int
 from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing.base import past_facing
 from online_grads.estimators.past_facing.masked import masked_influence
-from online_grads.estimators.past_facing.units import reachable, require_local
+from online_grads.estimators.past_facing.units import inside, reachable, require_local, require_read
 from online_grads.linearize import Weights
 from online_grads.types import Estimator, Model
 
@@ -50,8 +54,8 @@ def eprop(
 
     Raises:
         ValueError: if hops is below 0; with hops=0, if a weight reaches another drive within the
-            same step (the error names both); if a weight's direct use keeps too many entries, or the
-            model does not fit together.
+            same step (the error names both); if a weight's direct use keeps too many entries, the loss
+            reads nothing of what a weight keeps, or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from online_grads import cells, from_cell, gradient, losses, readouts, rtrl
@@ -75,7 +79,8 @@ def eprop(
     structure = Weights(found, dense=False)
     if hops == 0:
         require_local("eprop", structure)
-    chain = reachable(structure, hops)
+    chain = reachable(structure, hops, within=inside(structure.patterns.held))
+    require_read("eprop", found, structure, chain[-1])
     # beyond the reach of the graph the masks stay the same, and paths still get longer
     chain += chain[-1:] * (hops + 1 - len(chain))
     influence = masked_influence(structure, chain, held=True)

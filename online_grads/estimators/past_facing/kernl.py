@@ -80,10 +80,11 @@ def kernl(
 
     Args:
         model: the model.
-        sigma: σ of the noise, may be a tracer.
+        sigma: σ of the noise, may be a tracer. It must be above the rounding of the hidden state's
+            dtype: half precision hardly learns.
         gamma: where the inverse time scales γ start, one number; A starts as the identity.
         inner_optimizer: learns A and γ; by default `optax.sgd(5.0)`, Marschall's. The effective rate
-            is σ² times its own.
+            is σ² times its own; where γ leaves (0, 1) it was too high.
         reset_every: steps after which the copy, the filters and the traces begin anew; by default
             never. Needed where the copy drifts away from a network that does not contract.
         feedback: how the error reaches the hidden state, see `online_grads.feedback`.
@@ -111,9 +112,12 @@ def kernl(
     Reference: Roth, Kanitscheider & Fiete (2019), ICLR, algorithm 1.
     """
     not_negative("sigma", sigma)
+    not_negative("gamma", gamma)
     if reset_every is not None:
         positive_int("reset_every", reset_every)
     optimizer = optax.sgd(5.0) if inner_optimizer is None else inner_optimizer
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"inner_optimizer must be an optax GradientTransformation, got {optimizer!r}")
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
     require_local("kernl", structure)

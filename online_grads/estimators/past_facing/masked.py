@@ -153,13 +153,14 @@ def masked_influence(structure: Weights, chain: list[list], *, held: bool) -> In
         [k.pairs(below, patterns.jacobian) for k, below in zip(*pair, strict=True)]
         for pair in zip(tensors[1:], tensors[:-1], strict=True)
     ]
-    positions = np.unique(np.concatenate([p.ravel() for places in own + across for p in places]))
+    found = [p.ravel() for places in own + across for p in places]
+    positions = np.unique(np.concatenate([np.zeros(0, np.int64), *found]))
     positions = positions[positions >= 0]
     find = lambda places: [np.where(p < 0, -1, np.searchsorted(positions, p)) for p in places]
     own, across = [find(places) for places in own], [find(places) for places in across]
     n = patterns.held.shape[0]
     jacobian = SparseJacobian(structure, patterns, positions // n, positions % n)
-    most = max(k.rows.shape[0] for k in tensors[-1])
+    most = max((k.rows.shape[0] for k in tensors[-1]), default=0)
 
     def propagate(influence, segment, noise):
         entries = jacobian(segment.weights, *segment.first)

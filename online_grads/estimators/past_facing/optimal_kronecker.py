@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from online_grads.arguments import positive_int
 from online_grads.estimators.past_facing.factored import SynapseRule, factored
 from online_grads.estimators.past_facing.products import singular_products
+from online_grads.numerics import widened
 from online_grads.types import Array, Estimator, Model
 
 
@@ -104,9 +105,10 @@ def fewer_products(u: Array, v: Array, signs: Array) -> tuple[Array, Array]:
     Returns:
         The new factors, [r, a] and [r, b].
     """
-    a, sigma, b = singular_products(u, v)
-    phi = _mixing(sigma, signs)
-    return phi.T @ a, phi.T @ b
+    # what is rounding and what a small product, half precision cannot tell
+    a, sigma, b = singular_products(widened(u), widened(v))
+    phi = _mixing(sigma, signs.astype(sigma.dtype))
+    return (phi.T @ a).astype(u.dtype), (phi.T @ b).astype(v.dtype)
 
 
 def _mixing(sigma: Array, signs: Array) -> Array:

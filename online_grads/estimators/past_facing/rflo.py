@@ -22,7 +22,7 @@ from online_grads.analysis import analyse
 from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing.base import past_facing
 from online_grads.estimators.past_facing.masked import masked_influence
-from online_grads.estimators.past_facing.units import reachable, require_local
+from online_grads.estimators.past_facing.units import inside, reachable, require_local, require_read
 from online_grads.linearize import Weights
 from online_grads.types import Estimator, Model
 
@@ -38,7 +38,8 @@ def rflo(model: Model, *, feedback: Feedback = symmetric, allow_unused: bool = F
         allow_unused: accept parameters that nothing uses.
 
     Returns:
-        An `Estimator`. A segment is scanned step by step. `info["kept"]` is 1.
+        An `Estimator`. A segment is scanned step by step. `info["kept"]` is 1
+        without gains or decays that units share.
 
     Raises:
         ValueError: if a weight reaches another drive within the same step or acts on a unit of
@@ -55,14 +56,15 @@ def rflo(model: Model, *, feedback: Feedback = symmetric, allow_unused: bool = F
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
     require_local("rflo", structure)
-    (reaches,) = reachable(structure, 0)
+    (reaches,) = reachable(structure, 0, within=inside(structure.patterns.held))
+    require_read("rflo", found, structure, reaches)
     for site, reach in zip(structure.trained_sites, reaches, strict=True):
         most = int(np.diff(reach.tocsc().indptr).max(initial=0))
-        # a gain or a decay that several units share is a sum over them, each with its own trace
+        # a gain or a decay that several units share has a trace for each of them
         if most > 1 and not site.direct:
             raise ValueError(
-                f"rflo keeps one trace per weight, and {structure.names[site.weight]} acts on a unit "
-                f"of {most} hidden entries; use eprop"
+                f"rflo keeps one trace per weight, and {structure.names[site.weight]} reaches {most} hidden "
+                "entries; use eprop"
             )
     influence = masked_influence(structure, [reaches], held=True)
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

@@ -20,7 +20,7 @@ from online_grads.arguments import positive_int
 from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing.base import past_facing
 from online_grads.estimators.past_facing.masked import masked_influence
-from online_grads.estimators.past_facing.units import reachable
+from online_grads.estimators.past_facing.units import reachable, require_read, units
 from online_grads.linearize import Weights
 from online_grads.types import Estimator, Model
 
@@ -41,8 +41,8 @@ def snap(
         entries at which a weight keeps its influence.
 
     Raises:
-        ValueError: if order is below 1, a weight's direct use keeps too many entries, or the model
-            does not fit together.
+        ValueError: if order is below 1, a weight's direct use keeps too many entries, the loss reads
+            nothing of what a weight keeps, or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from online_grads import cells, from_cell, losses, memory, readouts, rtrl
@@ -57,6 +57,7 @@ def snap(
     positive_int("order", order)
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
-    reaches = reachable(structure, order - 1)[-1]
+    reaches = reachable(structure, order - 1, within=units(structure.patterns.held))[-1]
+    require_read("snap", found, structure, reaches)
     influence = masked_influence(structure, [reaches], held=False)
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

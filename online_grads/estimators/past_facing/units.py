@@ -5,27 +5,61 @@ gate. A unit is a component of its pattern, an LSTM's (h_i, c_i). Methods with a
 units; local methods keep what stays inside one, with the plain credit ∂ℓ/∂h.
 """
 
+import jax
 import numpy as np
 from scipy import sparse
 
+from online_grads.analysis import Analysis
 from online_grads.linearize import Weights
+from online_grads.patterns import dependence
 
 
-def reachable(structure: Weights, steps: int) -> list[list]:
+def reachable(structure: Weights, steps: int, *, within: sparse.csr_matrix) -> list[list]:
     """Per number of further steps (0 … steps) and trained site the entries [n, batch·post] reached.
 
-    Counted in units: with a hidden entry all of its unit is reached. The list ends early where
-    nothing more is reached.
+    Whatever an entry reaches `within` a unit [n, n] is reached with it, at every number of steps. The
+    list ends early where nothing more is reached.
     """
     patterns = structure.patterns
-    together = units(patterns.held)
-    chain = [[together @ patterns.sites[number] for number in structure.trained_numbers]]
+    chain = [[within @ patterns.sites[number] for number in structure.trained_numbers]]
     for _ in range(steps):
-        further = [sparse.csr_matrix(r + together @ patterns.jacobian @ r) for r in chain[-1]]
+        further = [sparse.csr_matrix(r + within @ patterns.jacobian @ r) for r in chain[-1]]
         if all(f.nnz == r.nnz for f, r in zip(further, chain[-1], strict=True)):
             break
         chain.append(further)
     return chain
+
+
+def inside(held: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Which entries J₀ leads to from which, in any number of steps, itself included: [n, n]."""
+    reached = sparse.csr_matrix(held + sparse.identity(held.shape[0], dtype=bool))
+    while (further := sparse.csr_matrix(reached @ reached)).nnz > reached.nnz:
+        reached = further
+    return reached
+
+
+def require_read(name: str, found: Analysis, structure: Weights, reaches: list) -> None:
+    """Refuse a mask that keeps nothing of what the loss reads of a weight, for want of further steps.
+
+    Raises:
+        ValueError: naming the weight whose gradient would be zero.
+    """
+
+    def loss(h, readout, rest, y):
+        return found.loss(readout, h, rest, y)[0][None]
+
+    shapes = jax.tree.leaves(found.params)
+    h, rest = jax.eval_shape(found.flat.split, found.hidden)
+    given = [shapes[number] for number in found.reading], rest, found.y
+    read = dependence(loss, h, given=given)
+    later = read @ inside(structure.patterns.jacobian)
+    for number, reach in zip(structure.trained_numbers, reaches, strict=True):
+        if not (read @ reach).nnz and (later @ reach).nnz:
+            weight = structure.names[structure.sites[number].weight]
+            raise ValueError(
+                f"{name} would give {weight} a gradient of zero: the loss reads none of the hidden entries "
+                "at which its influence is kept; keep more (a higher order, more hops), or use rtrl"
+            )
 
 
 def units(held: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -41,6 +75,12 @@ def require_local(name: str, structure: Weights) -> None:
     Raises:
         ValueError: naming the weight and the one whose drive it reaches.
     """
+    if structure.tangled:
+        raise ValueError(
+            f"{name} is local, and {structure.tangled[0]} meets the hidden state other than as a matrix that "
+            "multiplies a vector (a batch axis inside the hidden state, a product inside scan or cond): what "
+            "passes between units cannot be told apart; use `batched` for streams, snap or rtrl"
+        )
     synapses = [site for site in structure.sites if not site.direct]
     owners = np.repeat(np.arange(len(synapses)), [site.batch * site.post for site in synapses])
     for number in structure.trained_numbers:
@@ -49,6 +89,7 @@ def require_local(name: str, structure: Weights) -> None:
             if other != number:
                 through = synapses[other].weight
                 drive = structure.names[through] if through < structure.trained else "a constant matrix"
+                drive += " (its second use)" if through == site.weight else ""
                 raise ValueError(
                     f"{name} is local: it would lose the credit of {structure.names[site.weight]}, which "
                     f"acts on the drive of {drive} within the same step (a reset gate before the product, "

@@ -203,3 +203,65 @@ def test_bad_hops():
         eprop(MODELS["gru"](), hops=-1)
     with pytest.raises(TypeError, match=r"hops must be an integer, got 1\.5"):
         eprop(MODELS["gru"](), hops=1.5)
+
+
+def filtered_readout(delay):
+    """Leaky units, and a leaky readout that is part of the hidden state; the loss reads it alone."""
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        params = {
+            name: jax.random.normal(k, (4, m)) for name, k, m in zip("WUV", keys, (4, 3, 4), strict=True)
+        }
+        return params, {"a": jnp.zeros(4), "y": jnp.zeros(4)}
+
+    def transition(params, hidden, x):
+        a = 0.5 * hidden["a"] + jnp.tanh(params["W"] @ hidden["a"] + params["U"] @ x)
+        return {"a": a, "y": 0.9 * hidden["y"] + params["V"] @ (hidden["a"] if delay else a)}
+
+    return Model(init, transition, lambda p, h, y: (jnp.sum(h["y"][:2] * y), ()), MODELS["vanilla"]().example)
+
+
+def test_a_gradient_that_would_be_zero_is_refused():
+    """What the loss reads is one step away from what the mask keeps."""
+    for made, name in ((eprop, "eprop"), (snap, "snap")):
+        with pytest.raises(ValueError, match=rf"{name} would give params\['W'\] a gradient of zero"):
+            made(filtered_readout(delay=True))
+    given = problem_of(filtered_readout(delay=True), 6)
+    assert relative_error(run(snap(given.model, order=3), given), given.exact) <= 1e-10
+    with pytest.raises(ValueError, match=r"params\['W'\], which acts on the drive of params\['V'\]"):
+        eprop(filtered_readout(delay=False))
+
+
+def test_a_recurrent_product_that_is_no_synapse_is_refused():
+    """A batch axis inside the hidden state hides what passes between units."""
+
+    def init(key):
+        return {"W": jax.random.normal(key, (4, 4))}, jnp.ones((3, 4))
+
+    transition = lambda params, h, x: jnp.tanh(h @ params["W"] + jnp.sum(x))
+    model = Model(
+        init, transition, lambda p, h, y: (jnp.sum(h) * jnp.sum(y), ()), MODELS["vanilla"]().example
+    )
+    with pytest.raises(ValueError, match=r"eprop is local, and params\['W'\] meets the hidden state other"):
+        eprop(model)
+    given = problem_of(model, 6)
+    assert relative_error(run(rtrl(given.model), given), given.exact) <= 1e-10
+
+
+@pytest.mark.parametrize("leak", [lambda d, h: d * h, lambda d, h: jnp.einsum("i,i->i", d, h)])
+def test_a_leak_stays_inside_however_it_is_multiplied(leak):
+    def init(key):
+        keys = jax.random.split(key)
+        params = {"W": jax.random.normal(keys[0], (4, 4)), "d": jnp.linspace(0.3, 0.9, 4)}
+        return params, jax.random.normal(keys[1], (4,))
+
+    def model(cut):
+        transition = lambda p, h, x: leak(p["d"], h) + jnp.tanh(p["W"] @ cut(h) + jnp.sum(x))
+        return Model(
+            init, transition, lambda p, h, y: (jnp.sum(h) * jnp.sum(y), ()), MODELS["vanilla"]().example
+        )
+
+    given = problem_of(model(lambda h: h), 6)
+    expected = exact_gradient(model(jax.lax.stop_gradient), *given.args)
+    assert relative_error(run(eprop(given.model), given), expected) <= 1e-10
