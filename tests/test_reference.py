@@ -95,7 +95,7 @@ def test_uoro_moves_as_the_reference_under_the_recorded_noise(epsilon):
     influence = uoro_influence(DATA["uoro_A0"], DATA["uoro_B0"])
     assert [found.names[i] for i in found.moving] == ["params['W_in']", "params['W_rec']", "params['b_rec']"]
     for step in range(STEPS):
-        segment = Segment(leaves, theta, a, [], jnp.asarray(DATA["X"][step])[None])
+        segment = Segment(leaves, theta, a, [], jnp.asarray(DATA["X"][step])[None], 1)
         noise = jnp.asarray(DATA["uoro_nu"][step], float)
         influence = uoro_file.propagate(influence, segment, noise, epsilon)
         expected = uoro_influence(DATA["uoro_A"][step], DATA["uoro_B"][step])

@@ -136,7 +136,8 @@ def past_facing(
             resets = None if reset_of is None else jax.vmap(reset_of)(segment_xs)
             if resets is not None:
                 # after the segment's first reset the noise is that of a segment that begins with one
-                episode, blocks = episode + resets[0].astype(jnp.int32), jnp.where(resets[0], 0, blocks)
+                begins = jnp.any(resets)
+                episode, blocks = episode + begins.astype(jnp.int32), jnp.where(begins, 0, blocks)
             key_block = jax.random.fold_in(jax.random.fold_in(key_segment, episode), blocks)
             noise = None if influence.noise is None else influence.noise(key_block)
             if resets is not None:

@@ -62,9 +62,9 @@ def eprop(
     >>> cell, readout = cells.vanilla_rnn(2, 8, leak=0.5), readouts.linear(8, 1)
     >>> model = from_cell(cell, readout, losses.squared_error, example=(jnp.zeros(2), jnp.zeros(1)))
     >>> given = *model.init(jax.random.key(0)), jnp.ones((4, 2)), jnp.ones((4, 1))
-    >>> exact = gradient(rtrl(model), *given, key=jax.random.key(1))["cell"]["W_rec"]
+    >>> exact = gradient(rtrl(model), *given, key=jax.random.key(1))["cell"]["W_in"]
     >>> for hops in range(4):
-    ...     got = gradient(eprop(model, hops=hops), *given, key=jax.random.key(1))["cell"]["W_rec"]
+    ...     got = gradient(eprop(model, hops=hops), *given, key=jax.random.key(1))["cell"]["W_in"]
     ...     print(hops, bool(jnp.allclose(got, exact, rtol=1e-5)))
     0 False
     1 False

@@ -16,7 +16,7 @@ def gradient_of(estimator, given, signs, monkeypatch):
     return state.influence.s, flat(estimate.grads["cell"])
 
 
-@pytest.mark.parametrize("name", ["vanilla", "lstm", "stacked"])
+@pytest.mark.parametrize("name", ["vanilla", "lstm"])
 def test_one_sign_and_scale_per_hidden_entry(name, monkeypatch):
     """After one step s̃_i = ±√‖I[i, :]‖, and a flipped sign takes unit i's part from the others."""
     given = problem(name, 8)
@@ -34,7 +34,7 @@ def test_one_sign_and_scale_per_hidden_entry(name, monkeypatch):
         signs = signs[1:]
         return signs * scale, (credit @ (signs * scale)) * ((signs / scale) @ rows)
 
-    for i in range(n):
+    for i in (0, 1, n - 1):
         signs = jnp.ones(n + 1).at[1 + i].set(-1)
         got = gradient_of(no_backtrack(given.model, epsilon=0.0, direct=False), given, signs, monkeypatch)
         for one, other in zip(got, expected(signs), strict=True):

@@ -59,7 +59,7 @@ def test_a_reduction_keeps_the_mean():
     assert np.all(np.linalg.matrix_rank(reduced, tol=1e-10) == 2)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["lstm", "stacked", "normalised", "columns", "equinox GRUCell"])
 def test_a_rank_of_all_presynaptic_entries_is_exact(name):
     """7 = 4 + 3 is the largest presynaptic vector among the models."""
     given = problem(name, 8)
