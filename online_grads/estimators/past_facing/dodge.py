@@ -7,9 +7,10 @@ averaged over d independent directions. A segment of k steps is one composed ste
 stay the same while it is carried, or the influence would mix directions; a reset draws a new one. In a
 stream without resets, what reaches back before the segment is learned along d directions only.
 
-Cost per step: d tangents and one cotangent, O(d p); memory d (n + p). Unbiased with frozen
-parameters; the variance of the past's part is (p − 1)/d times its squared norm, p the entries of θ.
-`direct=False` needs no cotangent through the transition at all: g_t = (∂ℓ_t/∂h_t · s_t) u. Any cell.
+Cost per step: d tangents and one cotangent, O(d p); memory d (n + p). A model with resets draws d p
+signs for every block, in case it resets. Unbiased with frozen parameters; the variance of the past's
+part is (p − 1)/d times its squared norm, p the entries of θ. `direct=False` needs no cotangent
+through the transition at all: g_t = (∂ℓ_t/∂h_t · s_t) u. Any cell.
 
 Reference: Silver, Goyal, Danihelka, Hessel & van Hasselt (2022), Learning by directional gradient
 descent, ICLR.
