@@ -76,21 +76,15 @@ def factored(model: Model, rule: SynapseRule, *, direct: bool, allow_unused: boo
 
     def propagate(influence, segment, signs):
         transfer, parts = segment.jacobians()
+        products, totals = parts[: len(synapses)], parts[len(synapses) :]
         move = jax.vmap(rule.move, in_axes=(0, None, 1, 0, 0))
-        moved = [
-            move(
-                old,
-                transfer.astype(dtype(site)),
-                reach[0].astype(dtype(site)),
-                v[0].astype(dtype(site)),
-                each,
-            )
-            for site, old, (reach, v), each in zip(synapses, influence.synapses, parts, signs, strict=False)
-        ]
-        totals = [total for total, _ in parts[len(synapses) :]]
+        moved = []
+        for site, old, (delta, v), each in zip(synapses, influence.synapses, products, signs, strict=True):
+            step = [a.astype(dtype(site)) for a in (transfer, delta[0], v[0])]
+            moved.append(move(old, *step, each))
         exact = [
             jnp.tensordot(transfer.astype(e.dtype), e, 1) + total.astype(e.dtype)
-            for e, total in zip(influence.direct, totals, strict=True)
+            for e, (total, _) in zip(influence.direct, totals, strict=True)
         ]
         return FactoredInfluence(moved, exact)
 

@@ -119,10 +119,9 @@ def contract(structure: Weights, kept: list[Kept], influence: list, credit: Arra
             continue
         matrix = jnp.einsum("ai,iap->ip", local, e)
         if k.pres is not None:
-            every = np.arange(len(k.pres))[:, None]
-            matrix = (
-                jnp.zeros((len(k.pres), k.site.pre), matrix.dtype).at[every, k.pres].set(matrix, mode="drop")
-            )
+            rows = np.arange(len(k.pres))[:, None]
+            whole = jnp.zeros((len(k.pres), k.site.pre), matrix.dtype)
+            matrix = whole.at[rows, k.pres].set(matrix, mode="drop")
         matrix = jnp.swapaxes(matrix.reshape(k.site.batch, k.site.post, k.site.pre), 1, 2)
         grads.append(structure.along(k.site, matrix, pre=True, post=True))
     return structure.collect(grads)
