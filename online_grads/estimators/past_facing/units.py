@@ -53,11 +53,16 @@ def require_read(name: str, found: Analysis, structure: Weights, reaches: list) 
     given = [shapes[number] for number in found.reading], rest, found.y
     read = dependence(loss, h, given=given)
     later = read @ inside(structure.patterns.jacobian)
-    for number, reach in zip(structure.trained_numbers, reaches, strict=True):
-        if not (read @ reach).nnz and (later @ reach).nnz:
-            weight = structure.names[structure.sites[number].weight]
+    for weight, label in enumerate(structure.names):
+        # all uses of a weight add up: one that is read is enough
+        uses = [
+            reach
+            for site, reach in zip(structure.trained_sites, reaches, strict=True)
+            if site.weight == weight
+        ]
+        if not any((read @ reach).nnz for reach in uses) and any((later @ reach).nnz for reach in uses):
             raise ValueError(
-                f"{name} would give {weight} a gradient of zero: the loss reads none of the hidden entries "
+                f"{name} would give {label} a gradient of zero: the loss reads none of the hidden entries "
                 "at which its influence is kept; keep more (a higher order, more hops), or use rtrl"
             )
 

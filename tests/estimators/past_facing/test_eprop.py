@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from online_grads import Model, cells, eprop, gradient, memory, rtrl, snap
+from online_grads import Model, cells, eprop, gradient, memory, rflo, rtrl, snap
 from tests.models import MODELS, exact_gradient, of_cell, problem, problem_of, relative_error
 
 STEPS = 10
@@ -265,3 +265,38 @@ def test_a_leak_stays_inside_however_it_is_multiplied(leak):
     given = problem_of(model(lambda h: h), 6)
     expected = exact_gradient(model(jax.lax.stop_gradient), *given.args)
     assert relative_error(run(eprop(given.model), given), expected) <= 1e-10
+
+
+def test_a_weight_with_one_use_that_is_read_is_served():
+    """The gradient of a tied weight is not zero where one of its uses reaches what the loss reads."""
+
+    def init(key):
+        return {"W": jax.random.normal(key, (4, 4))}, {"a": jnp.ones(4), "y": jnp.ones(4)}
+
+    def transition(params, hidden, x):
+        a = jnp.tanh(params["W"] @ hidden["a"] + jnp.sum(x))
+        return {"a": a, "y": 0.5 * hidden["y"] + params["W"] @ hidden["a"]}
+
+    loss = lambda params, hidden, y: (jnp.sum(hidden["y"]) * jnp.sum(y), ())
+    given = problem_of(Model(init, transition, loss, MODELS["vanilla"]().example), 6)
+    assert bool(jnp.any(run(eprop(given.model), given)["W"] != 0))
+
+
+def test_a_number_that_acts_on_every_unit_does_not_make_them_one():
+    """J₀ leads from the shared entry to all units, and from none of them to another."""
+
+    def init(key):
+        return {"W": jax.random.normal(key, (4, 4)), "rate": jnp.asarray(0.1)}, {
+            "h": jnp.ones(4),
+            "t": jnp.ones(()),
+        }
+
+    def transition(params, hidden, x):
+        h = hidden["t"] * hidden["h"] + jnp.tanh(params["W"] @ hidden["h"] + jnp.sum(x))
+        return {"h": h, "t": 0.9 * hidden["t"] + params["rate"]}
+
+    loss = lambda params, hidden, y: (jnp.sum(hidden["h"]) * jnp.sum(y), ())
+    given = problem_of(Model(init, transition, loss, MODELS["vanilla"]().example), 6)
+    sizes = {made: memory(made(given.model), given.params, given.hidden) for made in (eprop, rflo, snap)}
+    # W keeps one entry per use, where a unit of all five would keep five
+    assert sizes[eprop] == sizes[rflo] < sizes[snap] - 8 * 3 * 16
