@@ -59,6 +59,18 @@ def test_a_reduction_keeps_the_mean():
     assert np.all(np.linalg.matrix_rank(reduced, tol=1e-10) == 2)
 
 
+def test_half_precision_drops_no_small_product():
+    """A product of a tenth of the other's size is far above rounding, yet close to it in bfloat16."""
+    keys = jax.random.split(jax.random.key(0))
+    u = (1 + 0.1 * jax.random.normal(keys[0], (3, 16))).astype(jnp.bfloat16)
+    v = (1 + 0.1 * jax.random.normal(keys[1], (3, 16))).astype(jnp.bfloat16)
+    signs = jnp.array(list(itertools.product([-1.0, 1.0], repeat=3)), jnp.bfloat16)
+    a, b = (part.astype(float) for part in jax.vmap(lambda signs: fewer_products(u, v, signs))(signs))
+    mean = jnp.mean(jnp.swapaxes(a, 1, 2) @ b, axis=0)
+    exact = u.astype(float).T @ v.astype(float)
+    assert float(jnp.abs(mean - exact).max() / jnp.abs(exact).max()) < 4e-3
+
+
 @pytest.mark.parametrize("name", ["lstm", "stacked", "normalised", "columns", "equinox GRUCell"])
 def test_a_rank_of_all_presynaptic_entries_is_exact(name):
     """7 = 4 + 3 is the largest presynaptic vector among the models."""
