@@ -93,7 +93,7 @@ class SparseJacobian:
 
 
 class Entries:
-    """What one step's Jacobians hold; only what is asked for is computed."""
+    """What one step's Jacobians hold: D at once, J₀ and J where they are asked for."""
 
     def __init__(self, jacobian: SparseJacobian, weights, h, rest, x):
         self._jacobian, self._structure = jacobian, jacobian.structure

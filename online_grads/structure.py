@@ -99,10 +99,8 @@ class Structure:
         name_of = dict(zip(variables, names, strict=True))
         made_of = [split.made_of[v] for v in split.weights[: self.trained]]
         self.names = [", ".join(name_of[v] for v in variables if v in made) for made in made_of]
-        self.tangled = [
-            self.names[split.weights.index(v)] for v in split.tangled(closed.jaxpr.invars[len(params)])
-        ]
         index = {v: i for i, v in enumerate(split.weights)}
+        self.tangled = [self.names[index[v]] for v in split.tangled(h=closed.jaxpr.invars[len(params)])]
         self.sites = [p.site(index[p.weight]) for p in split.products]
         self.sites += [_direct_site(index[v], v.aval) for v in split.direct]
         require_differentiable(

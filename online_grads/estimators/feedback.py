@@ -93,6 +93,14 @@ def fixed(*matrices: Array) -> Feedback:
     Returns:
         A `Feedback`. With a model whose readout matrices are of other shapes or another number it
         raises a ValueError.
+
+    >>> import online_grads as og
+    >>> cell, readout = og.cells.gru(2, 4), og.readouts.linear(4, 1)
+    >>> example = jnp.zeros(2), jnp.zeros(1)
+    >>> model = og.from_cell(cell, readout, og.losses.squared_error, example=example)
+    >>> estimator = og.eprop(model, feedback=og.feedback.fixed(jnp.ones((4, 1))))
+
+    Reference: Lillicrap et al. (2016), Nat. Commun. 7:13276.
     """
 
     def feedback(found: Analysis):

@@ -38,8 +38,8 @@ def rflo(model: Model, *, feedback: Feedback = symmetric, allow_unused: bool = F
         allow_unused: accept parameters that nothing uses.
 
     Returns:
-        An `Estimator`. A segment is scanned step by step. `info["kept"]` is 1
-        without gains or decays that units share.
+        An `Estimator`. A segment is scanned step by step. `info["kept"]` is 1, or the number of
+        units that share a gain or a decay.
 
     Raises:
         ValueError: if a weight reaches another drive within the same step or acts on a unit of
