@@ -2,6 +2,10 @@
 
 from online_grads import cells, losses, readouts, tasks
 from online_grads.estimators import feedback
+from online_grads.estimators.future_facing.adaptive_tbptt import adaptive_tbptt
+from online_grads.estimators.future_facing.artbp import artbp
+from online_grads.estimators.future_facing.dni import dni
+from online_grads.estimators.future_facing.fbptt import fbptt
 from online_grads.estimators.future_facing.tbptt import TbpttState, tbptt
 from online_grads.estimators.past_facing.base import Influence, PastFacingState, past_facing
 from online_grads.estimators.past_facing.dodge import dodge
@@ -15,8 +19,12 @@ from online_grads.estimators.past_facing.rflo import rflo
 from online_grads.estimators.past_facing.rtrl import rtrl
 from online_grads.estimators.past_facing.snap import snap
 from online_grads.estimators.past_facing.uoro import uoro
+from online_grads.estimators.perturbation.es import es
+from online_grads.estimators.perturbation.es_single import es_single, nres
+from online_grads.estimators.perturbation.pes import pes
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.estimators.transforms import averaged, batched, hidden_of
+from online_grads.fptt import FpttState, fptt, fptt_restart
 from online_grads.learner import gradient, learner, memory, scan
 from online_grads.model import from_cell, with_resets
 from online_grads.run import DataError, run
@@ -27,6 +35,7 @@ __all__ = [
     "DataError",
     "Estimate",
     "Estimator",
+    "FpttState",
     "Influence",
     "Learner",
     "LearnerState",
@@ -34,12 +43,20 @@ __all__ = [
     "Model",
     "PastFacingState",
     "TbpttState",
+    "adaptive_tbptt",
+    "artbp",
     "averaged",
     "batched",
     "cells",
+    "dni",
     "dodge",
     "eprop",
+    "es",
+    "es_single",
+    "fbptt",
     "feedback",
+    "fptt",
+    "fptt_restart",
     "from_cell",
     "gradient",
     "hidden_of",
@@ -49,8 +66,10 @@ __all__ = [
     "losses",
     "memory",
     "no_backtrack",
+    "nres",
     "optimal_kronecker",
     "past_facing",
+    "pes",
     "readouts",
     "reverse_kf_rtrl",
     "rflo",

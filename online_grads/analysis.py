@@ -51,6 +51,10 @@ class Analysis(NamedTuple):
         """(ℓ_t [], out_t) from the loss's leaves, h_t [n], the other leaves and y_t."""
         return self.model.loss(self._params(self.reading, readout), self.flat.join(h, rest), y)
 
+    def resets(self, xs: PyTree, k: int) -> Array:
+        """[k] bool, which steps of a segment begin anew."""
+        return jnp.zeros(k, bool) if self.model.reset is None else jax.vmap(self.model.reset)(xs)
+
     def gradient(self, theta: Sequence[Array] | None, readout: Sequence[Array]) -> PyTree:
         """Gradients like params from those of the transition's and of the loss's leaves."""
         shapes, treedef = jax.tree.flatten(self.params)

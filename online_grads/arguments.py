@@ -1,10 +1,12 @@
 """Checks that constructors share: what was expected, what came."""
 
+import math
 import numbers
 import operator
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def positive_int(name: str, value, *, least: int = 1) -> int:
@@ -37,13 +39,45 @@ def not_negative(name: str, value) -> None:
 
     >>> not_negative("epsilon", 0.0)
     """
+    if _known_number(name, value) and not value >= 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+
+
+def above(name: str, value, least: float, most: float = math.inf) -> None:
+    """Refuse a number outside (least, most]; a tracer passes, as its value is not known yet.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is outside.
+
+    >>> above("sigma", 0.1, 0)
+    """
+    if _known_number(name, value) and not least < value <= most:
+        limit = "" if most == math.inf else f" and at most {most}"
+        raise ValueError(f"{name} must be above {least}{limit}, got {value}")
+
+
+def probability(name: str, value) -> None:
+    """Refuse a number outside [0, 1); a tracer passes, as its value is not known yet.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is outside.
+
+    >>> probability("cut", 0.1)
+    """
+    if _known_number(name, value) and not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def _known_number(name, value) -> bool:
+    """Whether the number is no tracer."""
     if isinstance(value, jax.core.Tracer):
-        return
+        return False
     scalar = isinstance(value, numbers.Real) or (hasattr(value, "dtype") and jnp.ndim(value) == 0)
     if isinstance(value, bool) or not scalar:
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not value >= 0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
+    return True
 
 
 def number_in(low: float, high: float, **values) -> None:
@@ -80,3 +114,19 @@ def float_dtype(dtype):
     if wanted.itemsize > 4 and not jax.config.jax_enable_x64:
         raise ValueError(f"dtype {wanted} needs jax.config.update('jax_enable_x64', True)")
     return wanted
+
+
+def optimizer_or(default: optax.GradientTransformation, name: str, given) -> optax.GradientTransformation:
+    """The optax optimizer given, or the default for None.
+
+    Raises:
+        TypeError: it is none.
+
+    >>> optimizer_or(optax.sgd(0.1), "inner_optimizer", None).init(())
+    (EmptyState(), EmptyState())
+    """
+    if given is None:
+        return default
+    if not (hasattr(given, "init") and hasattr(given, "update")):
+        raise TypeError(f"{name} must be an optax GradientTransformation, got {given!r}")
+    return given

@@ -115,11 +115,11 @@ def _folder(asked: Path | None, default: Path) -> Path:
 
 def _list(arguments: argparse.Namespace) -> int:
     rows = [
-        ("name", "family", "structure", "noise", "update", "bias", "time", "memory", "delay", "reference")
+        ("name", "family", "structure", "noise", "update", "bias", "time", "memory", "needs", "delay", "reference")
     ]
     for name, row in ESTIMATORS.items():
         kinds = ("random" if row.stochastic else "none", "closed form" if row.closed_form else "numerical")
-        costs = (row.time, row.memory, str(row.delay))
+        costs = (row.time, row.memory, row.needs, row.delay)
         rows.append((name, row.family, row.structure, *kinds, row.bias, *costs, row.reference))
     print("\n".join(report.columns(rows, right=False)))
     return 0

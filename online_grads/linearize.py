@@ -34,17 +34,21 @@ class Coordinates(Protocol):
 
 
 class Leaves:
-    """Gradients formed for the transition's parameter leaves as they are."""
+    """Gradients formed for the transition's parameter leaves as they are.
 
-    def __init__(self, analysis: Analysis):
+    `forward=False` for an estimator that never pushes a tangent: a custom_vjp then serves too.
+    """
+
+    def __init__(self, analysis: Analysis, *, forward: bool = True):
         self._analysis = analysis
         shapes = jax.tree.leaves(analysis.params)
         self.weights = [shapes[number] for number in analysis.moving]
         self.trained = len(self.weights)
         h, rest = jax.eval_shape(analysis.flat.split, analysis.hidden)
-        require_differentiable(
-            lambda at, given: self.move(at[0], at[1], *given)[0], (self.weights, h), (rest, analysis.x)
-        )
+        if forward:
+            require_differentiable(
+                lambda at, given: self.move(at[0], at[1], *given)[0], (self.weights, h), (rest, analysis.x)
+            )
 
     def effective(self, params):
         """The leaves themselves."""

@@ -22,10 +22,19 @@ TRANSFORMS = {
 OPTIONS = {
     "kernl": {"sigma": 0.1, "inner_optimizer": optax.sgd(0.5), "reset_every": 5},
     "dodge": {"directions": 2},
+    "dni": {"inner_optimizer": optax.sgd(0.1), "copy_every": 2},
+    "fbptt": {"horizon": 4},
+    "artbp": {"longest": 6, "cut": 0.3},
+    "adaptive_tbptt": {"longest": 5, "every": 2, "tolerance": 0.5},
+    "es": {"particles": 4},
+    "pes": {"particles": 4},
+    "es_single": {"particles": 4},
 }
 # further settings of which the reset law holds by code of its own
 SETTINGS = {name: (name, OPTIONS.get(name, {})) for name in ESTIMATORS} | {
-    "tbptt, history": ("tbptt", {"history": 3}),
+    "tbptt, history": ("tbptt", {"history": 6}),
+    "pes, 2 segments": ("pes", {"particles": 4, "resample": 2}),
+    "dni, b": ("dni", {"jacobian": "learned", "squash": True, "inner_optimizer": optax.sgd(0.1)}),
     "uoro, late": ("uoro", {"direct": False}),
     "dodge, late": ("dodge", {"direct": False}),
     "kf_rtrl, late": ("kf_rtrl", {"direct": False}),
@@ -159,9 +168,17 @@ def test_streams_of_a_batch_are_streams_on_their_own(name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_reset_makes_two_separate_streams(name):
-    """k·grads = r·grads before the reset + (k−r)·grads after it, and nothing of the past survives."""
+    """k·grads = r·grads before the reset + (k−r)·grads after it, and nothing of the past survives.
+
+    Where gradients come late, both sides count what is owed: + flush.
+    """
     estimator, params, hidden, ((xs, resets), ys) = case(name, resets=True)
     update = jax.jit(estimator.update)
+    late = estimator.flush is not None
+    owed = jax.jit(lambda state: estimator.flush(state, params)[1]) if late else lambda state: nothing
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    plus = lambda *trees: jax.tree.map(lambda *leaves: sum(leaves), *trees)
+    times = lambda count, tree: jax.tree.map(lambda leaf: count * leaf, tree)
     k = 7
     state = estimator.init(params, hidden, key=jax.random.key(1))
     state, _ = update(state, params, (xs[:k], resets[:k]), ys[:k])
@@ -169,15 +186,15 @@ def test_a_reset_makes_two_separate_streams(name):
     for r in (0, 3):
         at = calm.at[r].set(True)
         end, joint = update(state, params, (xs, at), ys)
-        until, expected = state, jax.tree.map(jnp.zeros_like, params)
+        until, expected = state, nothing
         if r:
             until, before = update(state, params, (xs[:r], at[:r]), ys[:r])
-            expected = jax.tree.map(lambda g, r=r: r * g, before.grads)
+            expected = times(r, before.grads)
         fresh = estimator.init(params, hidden, key=jax.random.key(1))
         fresh = with_parts_of(state, with_parts_of(until, fresh, is_learned), is_key)
         fresh_end, after = update(fresh, params, (xs[r:], at[r:]), ys[r:])
-        expected = jax.tree.map(lambda e, g, r=r: e + (k - r) * g, expected, after.grads)
-        close(jax.tree.map(lambda g: k * g, joint.grads), expected)
+        expected = plus(expected, owed(until), times(k - r, after.grads), owed(fresh_end))
+        close(plus(times(k, joint.grads), owed(end)), expected)
         assert_same_end(end, fresh_end)
         if r and not ESTIMATORS[SETTINGS[name][0]].closed_form:
             continue  # what is learned before the reset would be learned from infinity
@@ -185,10 +202,28 @@ def test_a_reset_makes_two_separate_streams(name):
         poisoned_end, poisoned_joint = update(poisoned, params, (xs, at), ys)
         assert_same_end(poisoned_end, fresh_end)
         if r == 0:
-            close(poisoned_joint.grads, joint.grads)
+            if not late:  # what is owed to the past may well be infinite then
+                close(poisoned_joint.grads, joint.grads)
             # without the reset the streams are not separate
             with pytest.raises(AssertionError):
                 assert_same_end(update(state, params, (xs, calm), ys)[0], fresh_end)
+
+
+@EVERY
+def test_what_comes_late_is_stated_and_owed(name):
+    assert (case(name)[0].flush is not None) == (ESTIMATORS[name].delay != "none")
+
+
+@pytest.mark.parametrize("name", [name for name, row in ESTIMATORS.items() if row.delay != "none"])
+def test_late_gradients_are_flushed_once(name):
+    """A second flush owes nothing, and the readout's part, which is never late, is not in it."""
+    estimator, params, hidden, (xs, ys) = case(name)
+    state = estimator.init(params, hidden, key=jax.random.key(1))
+    state, _ = estimator.update(state, params, xs[:2], ys[:2])
+    state, owed = estimator.flush(state, params)
+    assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(owed["cell"]))
+    assert not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(owed["readout"]))
+    assert not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(estimator.flush(state, params)[1]))
 
 
 @pytest.mark.parametrize("name", LOCAL)

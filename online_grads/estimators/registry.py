@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from online_grads.estimators.future_facing.adaptive_tbptt import adaptive_tbptt
+from online_grads.estimators.future_facing.artbp import artbp
+from online_grads.estimators.future_facing.dni import dni
+from online_grads.estimators.future_facing.fbptt import fbptt
 from online_grads.estimators.future_facing.tbptt import tbptt
 from online_grads.estimators.past_facing.dodge import dodge
 from online_grads.estimators.past_facing.eprop import eprop
@@ -15,6 +19,9 @@ from online_grads.estimators.past_facing.rflo import rflo
 from online_grads.estimators.past_facing.rtrl import rtrl
 from online_grads.estimators.past_facing.snap import snap
 from online_grads.estimators.past_facing.uoro import uoro
+from online_grads.estimators.perturbation.es import es
+from online_grads.estimators.perturbation.es_single import es_single
+from online_grads.estimators.perturbation.pes import pes
 
 
 class Row(NamedTuple):
@@ -29,13 +36,31 @@ class Row(NamedTuple):
     time: str
     memory: str
     reference: str
-    delay: int = 0  # steps by which its gradients come late
+    needs: str = "both modes"  # of differentiation, that the transition must offer
+    delay: str = "none"  # by how many steps its gradients come late; what is owed, `flush` gives
 
 
 ESTIMATORS: dict[str, Row] = {
     "tbptt": Row(
         tbptt, "future-facing", "window", False, True, "truncated", "n² · (1 + history)", "n · (k + history)",
-        "Williams & Peng 1990",
+        "Williams & Peng 1990", needs="reverse mode",
+    ),
+    "adaptive_tbptt": Row(
+        adaptive_tbptt, "future-facing", "window", False, False, "truncated to a tolerance",
+        "n² · (1 + K)", "n · (k + longest)", "Aicher et al. 2019, arXiv:1905.07473", needs="reverse mode",
+    ),
+    "fbptt": Row(
+        fbptt, "future-facing", "c[T, n]", False, True, "truncated", "n² T", "n T",
+        "Marschall et al. 2020, arXiv:1907.02649", needs="reverse mode", delay="horizon − 1",
+    ),
+    "dni": Row(
+        dni, "future-facing", "A[n, n + |y| + 1]", False, False, "biased", "n² + p", "n²",
+        "Jaderberg et al. 2017, arXiv:1608.05343", needs="reverse mode",
+    ),
+    "artbp": Row(
+        artbp, "future-facing", "random window", True, True, "unbiased while no cut is forced",
+        "n²", "n · longest", "Tallec & Ollivier 2017, arXiv:1705.08209", needs="reverse mode",
+        delay="since the last cut",
     ),
     "rtrl": Row(
         rtrl, "past-facing", "M[n, p]", False, True, "exact", "n² p; n p + n³ at k = n", "n p",
@@ -79,5 +104,17 @@ ESTIMATORS: dict[str, Row] = {
     "kernl": Row(
         kernl, "past-facing", "A[n, n] B[p]", True, False, "biased", "n² + p", "n² + p",
         "Roth et al. 2019, ICLR",
+    ),
+    "es": Row(
+        es, "perturbation", "—", True, True, "truncated, smoothed", "N p", "n",
+        "Metz et al. 2019, arXiv:1810.10180", needs="nothing",
+    ),
+    "pes": Row(
+        pes, "perturbation", "h[2N, n] ξ[N, p]", True, True, "unbiased, smoothed", "N p", "N (n + p)",
+        "Vicol et al. 2021, arXiv:2112.13835", needs="nothing",
+    ),
+    "es_single": Row(
+        es_single, "perturbation", "h[2N, n] ε[N, p]", True, True, "unbiased, smoothed", "N p", "N (n + p)",
+        "Vicol 2023, arXiv:2304.11153", needs="nothing",
     ),
 }  # fmt: skip

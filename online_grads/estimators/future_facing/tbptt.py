@@ -21,8 +21,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from online_grads.analysis import analyse
+from online_grads.analysis import Analysis, analyse
 from online_grads.arguments import positive_int
+from online_grads.estimators.future_facing import past as stored
+from online_grads.estimators.future_facing.past import Past
+from online_grads.linearize import Leaves, Observation, Segment
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
 
 
@@ -30,8 +33,7 @@ class TbpttState(NamedTuple):
     """The carry of `tbptt`."""
 
     hidden: PyTree  # h_t
-    past: PyTree  # (h_{u-1}, x_u) of the last `history` steps, [history, ...], oldest first
-    filled: Array  # [] int32, how many of them have been seen
+    past: Past  # the last `history` steps
 
 
 def tbptt(model: Model, *, history: int = 0, allow_unused: bool = False) -> Estimator:
@@ -67,73 +69,51 @@ def tbptt(model: Model, *, history: int = 0, allow_unused: bool = False) -> Esti
     """
     positive_int("history", history, least=0)
     found = analyse(model, allow_unused=allow_unused)
-    reset_of = model.reset
+    leaves = Leaves(found, forward=False)
 
     def init(params, hidden, *, key):
         found.check_start(params, hidden, key)
-        return TbpttState(hidden, jax.tree.map(blank, (found.hidden, found.x)), jnp.zeros((), jnp.int32))
-
-    def blank(shape):
-        if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
-            return jnp.broadcast_to(
-                jax.random.key(0, impl=jax.random.key_impl(shape)), (history, *shape.shape)
-            )
-        return jnp.zeros((history, *shape.shape), shape.dtype)
+        return TbpttState(hidden, stored.blank(found, history))
 
     def update(state, params, xs, ys):
-        k = found.check_segment(xs, ys)
-        theta, readout = found.theta(params), found.readout(params)
-        h, rest = found.flat.split(state.hidden)
-
-        def segment(theta, readout, h):
-            def body(carry, x):
-                moved = found.transition(theta, *carry, x)
-                return moved, (carry, moved)
-
-            end, (before, after) = jax.lax.scan(body, (h, rest), xs, k)
-            losses, outputs = jax.vmap(found.loss, in_axes=(None, 0, 0, 0))(readout, *after, ys)
-            return jnp.mean(losses), (end, before, outputs)
-
-        loss, pull, (end, before, outputs) = jax.vjp(segment, theta, readout, h, has_aux=True)
-        grads, readout_grads, credit = pull(jnp.ones_like(loss))
-        past, filled = state.past, state.filled
-        if history:
-            resets = jnp.zeros(k, bool) if reset_of is None else jax.vmap(reset_of)(xs)
-            # what lies before a reset gives no credit, and its numbers are not to be read
-            filled = jnp.where(resets[0], 0, filled)
-            here = (state.hidden, jax.tree.map(lambda leaf: leaf[0], xs))
-            grads = further_back(params, kept(past, filled, here), filled, credit, grads)
-            new = (jax.vmap(found.flat.join)(*before), xs)
-            past = jax.tree.map(lambda *parts: jnp.concatenate(parts)[-history:], past, new)
-            since = k - jnp.max(jnp.where(resets, jnp.arange(k, dtype=jnp.int32), 0))
-            filled = jnp.minimum(jnp.where(jnp.any(resets), since, filled + k), history).astype(jnp.int32)
-            past = kept(
-                past, filled, jax.tree.map(lambda leaf: leaf[0], jax.tree.map(blank, (found.hidden, found.x)))
-            )
-        estimate = Estimate(found.gradient(grads, readout_grads), loss, outputs, {})
-        return TbpttState(found.flat.join(*end), past, filled), estimate
-
-    def kept(past, filled, other):
-        """The stored pairs, the unfilled slots replaced by `other`."""
-        known = slots(filled)
-        choose = lambda stored, one: jnp.where(known.reshape(-1, *[1] * jnp.ndim(one)), stored, one[None])
-        return jax.tree.map(choose, past, other)
-
-    def slots(filled):
-        return jnp.arange(history, dtype=jnp.int32) >= history - filled
-
-    def further_back(params, past, filled, credit, grads):
-        """Adds what credit reaches at the stored steps, newest first; unfilled slots add nothing."""
-        theta = found.theta(params)
-
-        def body(carry, stored):
-            credit, grads = carry
-            (hidden, x), known = stored
-            h, rest = found.flat.split(hidden)
-            _, pull = jax.vjp(lambda theta, h: found.transition(theta, h, rest, x)[0], theta, h)
-            more, credit = pull(jnp.where(known, credit, jnp.zeros_like(credit)))
-            return (credit, jax.tree.map(jnp.add, grads, more)), None
-
-        return jax.lax.scan(body, (credit, grads), (past, slots(filled)), reverse=True)[0][1]
+        window = truncated(found, leaves, state.hidden, state.past, history, params, xs, ys)
+        return TbpttState(window.hidden, window.after), window.estimate
 
     return Estimator(init, update)
+
+
+class Window(NamedTuple):
+    """A segment, with credit carried back before it."""
+
+    hidden: PyTree  # h_t after the segment
+    before: Past  # what the segment could look back on
+    after: Past
+    seen: Observation
+    estimate: Estimate
+
+
+def truncated(
+    found: Analysis,
+    leaves: Leaves,
+    hidden: PyTree,
+    past: Past,
+    history: Array | int,
+    params: PyTree,
+    xs: PyTree,
+    ys: PyTree,
+) -> Window:
+    """The gradient of a segment's mean loss through the segment and at most `history` stored steps."""
+    k = found.check_segment(xs, ys)
+    theta, readout = found.theta(params), found.readout(params)
+    segment = Segment(leaves, theta, *found.flat.split(hidden), xs, k)
+    seen = segment.observe(found, readout, ys)
+    mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
+    grads, credit = segment.pull(mean(seen.credit))
+    resets = found.resets(xs, k)
+    before = stored.before_resets(past, resets)
+    if length := stored.capacity(past):
+        count = jnp.minimum(history, before.filled)
+        grads, _ = stored.back_through(found, theta, before.pairs, length - 1, count, (grads, credit))
+    after = stored.remembered(found, past, stored.pairs_of(found, segment, resets), resets)
+    estimate = Estimate(found.gradient(grads, mean(seen.readout)), seen.loss / k, seen.outputs, {})
+    return Window(found.flat.join(*segment.end), before, after, seen, estimate)

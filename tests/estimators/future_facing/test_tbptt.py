@@ -56,7 +56,7 @@ def test_the_history_is_read_with_the_present_parameters():
     _, stale = estimator.update(state, params, xs[3:4], ys[3:4])
     assert relative_error(estimate.grads, stale.grads) > 1e-3
     # the credit of the one new loss, pulled back by hand through the stored states
-    states = [jax.tree.map(lambda leaf, t=t: leaf[t], state.past[0]) for t in range(3)] + [state.hidden]
+    states = [jax.tree.map(lambda leaf, t=t: leaf[t], state.past.pairs[0]) for t in range(3)] + [state.hidden]
     last, pull = jax.vjp(lambda p, h: model.transition(p, h, xs[3]), changed, states[3])
     expected, credit = jax.grad(lambda p, h: model.loss(p, h, ys[3])[0], (0, 1))(changed, last)
     for t in (3, 2, 1, 0):

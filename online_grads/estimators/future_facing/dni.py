@@ -1,0 +1,270 @@
+"""DNI: a learned model of the credit to come, a synthetic gradient.
+
+    c_t = Σ_{u≥t} q_u J_u … J_{t+1} ≈ S(ã_t),        ã_t = [h_t; y_t; 1],   q_t = ∂ℓ_t/∂h_t
+
+    c*_{t-1} = q_{t-1} + S*(ã_t) J_t                target for the step before, S* a frozen copy of S
+    S ← S − η ∂/∂S ½|S(ã_{t-1}) − c*_{t-1}|²        S* ← S every few steps
+    g_t = S(ã_t) ∂h_t/∂θ  +  ∂ℓ_t/∂θ at fixed h_t
+
+It is temporal-difference learning of credit: S(ã_t) already holds q_t and all that is to follow. DNI(b)
+replaces what a brain cannot know: J_t by a matrix Ĵ that learns to predict h_t from h_{t-1}, with the
+copy's credit squashed by tanh, and the readout's transpose by random feedback:
+
+    Ĵ ← Ĵ − η_J (Ĵ h_{t-1} − h_t) h_{t-1}ᵀ          c*_{t-1} = q_{t-1} + tanh(S*(ã_t)) Ĵ
+
+Cost per step: two VJPs and the synthesiser's own; O(n²) for the linear one; memory n (n + |y| + 1) twice.
+Biased, as far as S cannot represent the credit: exact in the limit on a periodic orbit with independent
+features. It bootstraps: for a large η, or a J that does not contract, it diverges. Any differentiable cell.
+
+Reference: Jaderberg et al. (2017), Decoupled neural interfaces using synthetic gradients,
+arXiv:1608.05343; Marschall, Cho & Savin (2020), arXiv:1907.02649, section 3.3 (DNI, DNI(b)).
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from online_grads.analysis import Analysis, analyse
+from online_grads.arguments import optimizer_or, positive_int
+from online_grads.estimators.feedback import Feedback, credit_through, symmetric
+from online_grads.estimators.future_facing import past as stored
+from online_grads.linearize import Leaves, Segment
+from online_grads.readouts import Readout
+from online_grads.types import Array, Estimate, Estimator, Model, PyTree
+
+
+class DniLearned(NamedTuple):
+    """The learned part; it survives resets."""
+
+    synthesiser: PyTree  # S's parameters
+    copy: PyTree  # S*'s
+    optimizer: PyTree
+    age: Array  # [] int32, updates since S* was copied
+    jacobian: Array | None  # [n, n]  Ĵ, if it is learned
+    jacobian_optimizer: PyTree
+
+
+class DniState(NamedTuple):
+    """The carry of `dni`."""
+
+    hidden: PyTree  # h_t
+    features: Array  # [m]  ã_t
+    credit: Array  # [n]  q_t
+    begun: Array  # [] bool, whether a step of this episode is in `features` and `credit`
+    learned: DniLearned
+
+
+def dni(
+    model: Model,
+    *,
+    synthesiser: Readout | None = None,
+    features: Callable | None = None,
+    inner_optimizer: optax.GradientTransformation | None = None,
+    copy_every: int = 5,
+    jacobian: Literal["exact", "learned"] = "exact",
+    jacobian_optimizer: optax.GradientTransformation | None = None,
+    squash: bool = False,
+    feedback: Feedback = symmetric,
+    axis_name: str | None = None,
+    allow_unused: bool = False,
+) -> Estimator:
+    """A gradient from a learned prediction of the credit to come.
+
+        g_t = S(ã_t) ∂h_t/∂θ          S(ã_{t-1}) → q_{t-1} + S*(ã_t) J_t
+
+    DNI(b) of Marschall et al. is `jacobian="learned", squash=True, feedback=feedback.random(key)`.
+
+    Args:
+        model: the model.
+        synthesiser: S, an (init, apply) pair as in `online_grads.readouts`: key -> params, and
+            (params, features [m]) -> credit [n]. By default linear without bias, starting at zero, so that
+            the first steps learn nothing rather than noise.
+        features: (hidden, y) -> ã [m]; by default the floating-point entries of both, and 1.
+        inner_optimizer: of S, by default `optax.sgd(1e-3)`.
+        copy_every: updates of S after which S* becomes a copy of it.
+        jacobian: "exact" takes J_t from the transition; "learned" learns Ĵ online, from its exact value
+            at h_0 and x = 0 on.
+        jacobian_optimizer: of Ĵ, by default `optax.sgd(1e-3)`.
+        squash: tanh on the credit that S* promises.
+        feedback: how the error reaches the hidden state, see `online_grads.feedback`.
+        axis_name: the axis under which streams are mapped (`batched`'s): what is learned is averaged over
+            it, so that all streams share it.
+        allow_unused: accept parameters that nothing uses.
+
+    Returns:
+        An `Estimator`. The hidden state counts as one vector h [n]. A reset drops what the step before
+        would have learned from the one after. `info["synthesiser_loss"]` is ½|S(ã_{t-1}) − c*|² at the
+        segment's last step, and `info["jacobian_loss"]` ½|Ĵ h_{t-1} − h_t|².
+
+    Raises:
+        TypeError: an optimizer, the synthesiser or the feedback is none.
+        ValueError: copy_every is below 1, the features are no vector, the synthesiser's output is not
+            like h [n], or the model does not fit together.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from online_grads import cells, from_cell, losses, readouts
+    >>> cell, readout = cells.gru(2, 4), readouts.linear(4, 1)
+    >>> model = from_cell(cell, readout, losses.squared_error, example=(jnp.zeros(2), jnp.zeros(1)))
+    >>> params, hidden = model.init(jax.random.key(0))
+    >>> estimator = dni(model, synthesiser=readouts.linear(4 + 1 + 1, 4))
+    >>> estimator.init(params, hidden, key=jax.random.key(1)).learned.synthesiser["W"].shape
+    (4, 6)
+
+    Reference: Marschall et al. (2020), arXiv:1907.02649; Jaderberg et al. (2017), arXiv:1608.05343.
+    """
+    positive_int("copy_every", copy_every)
+    if jacobian not in ("exact", "learned"):
+        raise ValueError(f'jacobian must be "exact" or "learned", got {jacobian!r}')
+    optimizer = optimizer_or(optax.sgd(1e-3), "inner_optimizer", inner_optimizer)
+    optimizer_of_jacobian = optimizer_or(optax.sgd(1e-3), "jacobian_optimizer", jacobian_optimizer)
+    found = analyse(model, allow_unused=allow_unused)
+    leaves = Leaves(found, forward=False)
+    n, dtype = found.flat.size, found.flat.dtype
+    credit_of = credit_through(feedback, found)
+    features = _features(found) if features is None else features
+    m = _size(features, found)
+    synthesiser = _linear(m, n, dtype) if synthesiser is None else synthesiser
+    _check(synthesiser, m, n, dtype)
+
+    def init(params, hidden, *, key):
+        found.check_start(params, hidden, key)
+        start = synthesiser.init(key)
+        begun = jnp.zeros((), bool)
+        predicted = jacobian_at(params, hidden) if jacobian == "learned" else None
+        learned = DniLearned(
+            start,
+            start,
+            optimizer.init(start),
+            jnp.zeros((), jnp.int32),
+            predicted,
+            None if predicted is None else optimizer_of_jacobian.init(predicted),
+        )
+        return DniState(hidden, jnp.zeros(m, dtype), jnp.zeros(n, dtype), begun, learned)
+
+    def jacobian_at(params, hidden):
+        h, rest = found.flat.split(hidden)
+        x = jax.tree.map(lambda leaf: leaf[0], stored.blank(found, 1).pairs[1])
+        return jax.jacrev(lambda h: found.transition(found.theta(params), h, rest, x)[0])(h)
+
+    def update(state, params, xs, ys):
+        k = found.check_segment(xs, ys)
+        theta, readout = found.theta(params), found.readout(params)
+        segment = Segment(leaves, theta, *found.flat.split(state.hidden), xs, k)
+        seen = segment.observe(found, readout, ys, credit_of)
+        resets = found.resets(xs, k)
+        pairs = stored.pairs_of(found, segment, resets)
+        described = jax.vmap(features)(jax.vmap(found.flat.join)(segment.h, segment.rest), ys)
+
+        def body(carry, step):
+            learned, tilde_tm1, q_tm1, begun = carry
+            pair, h_t, tilde_t, q_t, reset = step
+            follows = begun & ~reset
+            h_tm1, rest = found.flat.split(pair[0])
+            predicted, losses = learned.jacobian, {}
+            if predicted is not None:
+                error = predicted @ h_tm1 - h_t
+                losses["jacobian_loss"] = 0.5 * jnp.sum(jnp.square(error))
+                predicted, moments = learn(
+                    optimizer_of_jacobian,
+                    jnp.outer(error, h_tm1),
+                    learned.jacobian_optimizer,
+                    predicted,
+                    ~reset,
+                )[:2]
+                learned = learned._replace(jacobian=predicted, jacobian_optimizer=moments)
+            promised = synthesiser.apply(learned.copy, tilde_t)
+            promised = jnp.tanh(promised) if squash else promised
+            if predicted is None:
+                move = lambda h: found.transition(theta, h, rest, pair[1])[0]
+                (brought,) = jax.vjp(move, h_tm1)[1](promised)
+            else:
+                brought = promised @ predicted
+            target = q_tm1 + brought
+
+            def loss(S):
+                return 0.5 * jnp.sum(jnp.square(synthesiser.apply(S, tilde_tm1) - target))
+
+            value, grads = jax.value_and_grad(loss)(learned.synthesiser)
+            S, moments, any_follows = learn(
+                optimizer, grads, learned.optimizer, learned.synthesiser, follows
+            )
+            age = learned.age + any_follows.astype(jnp.int32)
+            due = age == copy_every
+            copy = jax.tree.map(lambda new, old: jnp.where(due, new, old), S, learned.copy)
+            learned = learned._replace(
+                synthesiser=S, copy=copy, optimizer=moments, age=jnp.where(due, 0, age)
+            )
+            losses["synthesiser_loss"] = jnp.where(follows, value, 0)
+            carry = learned, tilde_t, q_t, jnp.ones_like(begun)
+            return carry, (synthesiser.apply(S, tilde_t), losses)
+
+        carry = state.learned, state.features, state.credit, state.begun
+        steps = pairs, segment.h, described, seen.credit, resets
+        (learned, tilde, q, begun), (credit, losses) = jax.lax.scan(body, carry, steps)
+        mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
+        grads = found.gradient(stored.immediate(found, theta, pairs, mean(credit)), mean(seen.readout))
+        info = jax.tree.map(lambda leaf: leaf[-1], losses)
+        state = DniState(found.flat.join(*segment.end), tilde, q, begun, learned)
+        return state, Estimate(grads, seen.loss / k, seen.outputs, info)
+
+    def learn(optimizer, grads, moments, params, when):
+        """One update from the streams that have something to learn: (params, moments, whether any had)."""
+        grads = jax.tree.map(lambda g: jnp.where(when, g, 0), grads)
+        if axis_name is not None:
+            streams = jax.lax.psum(when.astype(jnp.int32), axis_name)
+            total = jax.lax.psum(grads, axis_name)
+            grads = jax.tree.map(lambda g: g / jnp.maximum(streams, 1).astype(g.dtype), total)
+            when = streams > 0
+        updates, moved = optimizer.update(grads, moments, params)
+        new = optax.apply_updates(params, updates), moved
+        params, moments = jax.tree.map(lambda new, old: jnp.where(when, new, old), new, (params, moments))
+        return params, moments, when
+
+    return Estimator(init, update)
+
+
+def _features(found: Analysis) -> Callable:
+    """ã = [h; y; 1]."""
+    strange = [leaf.dtype for leaf in jax.tree.leaves(found.y) if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if strange:
+        raise ValueError(
+            f"the default features take y as numbers, and y has a leaf of dtype {strange[0]}; give "
+            "features=, a function (hidden, y) -> [m]"
+        )
+
+    def features(hidden, y):
+        h, _ = found.flat.split(hidden)
+        labels = [leaf.ravel().astype(h.dtype) for leaf in jax.tree.leaves(y)]
+        return jnp.concatenate([h, *labels, jnp.ones(1, h.dtype)])
+
+    return features
+
+
+def _size(features: Callable, found: Analysis) -> int:
+    """m, by shapes alone."""
+    shape = jax.eval_shape(features, found.hidden, found.y)
+    if getattr(shape, "ndim", None) != 1 or shape.dtype != found.flat.dtype:
+        raise ValueError(f"features must return a vector [m] of dtype {found.flat.dtype}, got {shape}")
+    return shape.shape[0]
+
+
+def _linear(m: int, n: int, dtype) -> Readout:
+    return Readout(lambda key: jnp.zeros((n, m), dtype), lambda S, features: S @ features)
+
+
+def _check(synthesiser, m: int, n: int, dtype) -> None:
+    if not (hasattr(synthesiser, "init") and hasattr(synthesiser, "apply")):
+        raise TypeError(f"synthesiser must be an (init, apply) pair, got {synthesiser!r}")
+    params = jax.eval_shape(lambda: synthesiser.init(jax.random.key(0)))
+    try:
+        credit = jax.eval_shape(synthesiser.apply, params, jax.ShapeDtypeStruct((m,), dtype))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the synthesiser fails on features [{m}]: {error}") from error
+    if getattr(credit, "shape", None) != (n,) or credit.dtype != dtype:
+        raise ValueError(
+            f"the synthesiser must map features [{m}] to a credit like the hidden state, {dtype}[{n}], "
+            f"got {credit}"
+        )

@@ -1,0 +1,129 @@
+"""What credit needs to go back through earlier steps: the stored pairs (h_{u-1}, x_u).
+
+    h_u = f(θ, h_{u-1}, x_u)          c_{u-1} = c_u J_u          g += c_u ∂h_u/∂θ
+
+The steps are taken anew at the stored pairs with the present θ, so that nothing of size p is stored.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from online_grads.analysis import Analysis
+from online_grads.linearize import Segment
+from online_grads.types import Array, PyTree
+
+
+class Past(NamedTuple):
+    """The latest steps, at the end of the axis; the slots before them are blank."""
+
+    pairs: PyTree  # (h_{u-1}, x_u), [T, ...], oldest first
+    filled: Array  # [] int32, how many steps are known
+
+
+def blank(found: Analysis, length: int) -> Past:
+    """No step known yet."""
+    return Past(jax.tree.map(lambda s: zeros(s, length), (found.hidden, found.x)), jnp.zeros((), jnp.int32))
+
+
+def zeros(shape: jax.ShapeDtypeStruct, length: int) -> Array:
+    """[length, ...] zeros, or keys of zero."""
+    if not jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+        return jnp.zeros((length, *shape.shape), shape.dtype)
+    return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(shape)), (length, *shape.shape))
+
+
+def capacity(past: Past) -> int:
+    """T, the number of slots."""
+    return jax.tree.leaves(past.pairs)[0].shape[0]
+
+
+def chosen(known: Array, these: PyTree, others: PyTree) -> PyTree:
+    """`these` [T, ...] where `known` [T], `others` (of a shape that fits) elsewhere."""
+    where = lambda one, other: jnp.where(known.reshape(-1, *[1] * (jnp.ndim(one) - 1)), one, other)
+    return jax.tree.map(where, these, others)
+
+
+def known(past: Past, length: int) -> Array:
+    """[length] bool, which of the last `length` slots are filled."""
+    return jnp.arange(length, dtype=jnp.int32) >= length - past.filled
+
+
+def pairs_of(found: Analysis, segment: Segment, resets: Array) -> PyTree:
+    """The pairs (h_{u-1}, x_u) of a segment, [k, ...]; blank states where a reset replaces them."""
+    hidden = jax.vmap(found.flat.join)(*segment.before)
+    nothing = jax.tree.map(lambda s: zeros(s, 1), found.hidden)
+    return chosen(~resets, hidden, nothing), segment.xs
+
+
+def appended(past: Past, pairs: PyTree) -> PyTree:
+    """The stored pairs followed by [k, ...] new ones, [T + k, ...]."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), past.pairs, pairs)
+
+
+def before_resets(past: Past, resets: Array) -> Past:
+    """The past that a segment with these resets [k] may look back on."""
+    return past._replace(filled=jnp.where(resets[0], 0, past.filled))
+
+
+def remembered(found: Analysis, past: Past, pairs: PyTree, resets: Array) -> Past:
+    """The past after k more pairs; what lies before the last reset is forgotten."""
+    k, length = resets.shape[0], capacity(past)
+    since = k - jnp.max(jnp.where(resets, jnp.arange(k, dtype=jnp.int32), 0))
+    filled = jnp.minimum(jnp.where(jnp.any(resets), since, past.filled + k), length).astype(jnp.int32)
+    moved = Past(jax.tree.map(lambda leaf: leaf[k:], appended(past, pairs)), filled)
+    return moved._replace(pairs=chosen(known(moved, length), moved.pairs, blank(found, length).pairs))
+
+
+def back_through(
+    found: Analysis,
+    theta: list[Array],
+    pairs: PyTree,
+    newest: Array | int,
+    count: Array | int,
+    carry: tuple,
+    arriving: Callable = lambda slot, credit: credit,
+    reached: Callable = lambda lag, grads, more: jax.tree.map(jnp.add, grads, more),
+):
+    """Carry credit back through `count` stored steps from slot `newest` on.
+
+    Args:
+        found: the analysed model.
+        theta: the transition's leaves.
+        pairs: (h_{u-1}, x_u), [T, ...].
+        newest: the slot of the latest step.
+        count: how many steps, dynamic: what is not walked through is not read.
+        carry: (grads, credit [n] for the state after the latest step).
+        arriving: (slot, credit) -> credit with what the state after that step is owed besides.
+        reached: (lag, grads, the step's own gradients) -> grads.
+
+    Returns:
+        (grads, credit [n] for the state before the earliest of these steps).
+    """
+
+    def body(lag, carry):
+        grads, credit = carry
+        slot = newest - lag
+        hidden, x = jax.tree.map(lambda leaf: leaf[slot], pairs)
+        h, rest = found.flat.split(hidden)
+        _, pull = jax.vjp(lambda theta, h: found.transition(theta, h, rest, x)[0], theta, h)
+        more, credit = pull(arriving(slot, credit))
+        return reached(lag, grads, more), credit
+
+    return jax.lax.fori_loop(0, count, body, carry)
+
+
+def transitions(found: Analysis, theta: list[Array], pairs: PyTree, h: Array | None = None) -> Array:
+    """h_u [k, n] of k steps from their pairs (h_{u-1}, x_u) [k, ...], or from other h_{u-1} [k, n]."""
+    hidden, x = pairs
+    own, rest = jax.vmap(found.flat.split)(hidden)
+    move = lambda h, rest, x: found.transition(theta, h, rest, x)[0]
+    return jax.vmap(move)(own if h is None else h, rest, x)
+
+
+def immediate(found: Analysis, theta: list[Array], pairs: PyTree, credit: Array) -> list[Array]:
+    """Σ_u credit_u ∂h_u/∂θ at fixed h_{u-1}, for k steps at once, credit [k, n]."""
+    _, pull = jax.vjp(lambda theta: transitions(found, theta, pairs), theta)
+    return pull(credit)[0]
