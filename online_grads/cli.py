@@ -115,7 +115,19 @@ def _folder(asked: Path | None, default: Path) -> Path:
 
 def _list(arguments: argparse.Namespace) -> int:
     rows = [
-        ("name", "family", "structure", "noise", "update", "bias", "time", "memory", "needs", "delay", "reference")
+        (
+            "name",
+            "family",
+            "structure",
+            "noise",
+            "update",
+            "bias",
+            "time",
+            "memory",
+            "needs",
+            "delay",
+            "reference",
+        )
     ]
     for name, row in ESTIMATORS.items():
         kinds = ("random" if row.stochastic else "none", "closed form" if row.closed_form else "numerical")

@@ -38,7 +38,7 @@ class Decay(NamedTuple):
 
     phi: Array  # [longest + 1]  φ_j
     size: Array  # [longest + 1]  ‖g_j‖, of the gradient with the lags 0 … j
-    count: Array  # [longest + 1] int32, probes that saw this lag
+    probes: Array  # [longest + 1] int32, how many saw this lag
     age: Array  # [] int32, updates since the last probe
     truncation: Array  # [] int32, K
 
@@ -47,7 +47,7 @@ class AdaptiveTbpttState(NamedTuple):
     """The carry of `adaptive_tbptt`."""
 
     hidden: PyTree  # h_t
-    past: Past  # the last `longest` steps
+    past: Past  # the last `longest` + 1 steps
     learned: Decay
 
 
@@ -109,25 +109,23 @@ def adaptive_tbptt(
         zeros, counts = jnp.zeros(longest + 1, dtype), jnp.zeros(longest + 1, jnp.int32)
         # due at once, and no truncation before anything is known
         start = Decay(zeros, zeros, counts, jnp.int32(every - 1), jnp.int32(longest))
-        return AdaptiveTbpttState(hidden, stored.blank(found, longest), start)
+        return AdaptiveTbpttState(hidden, stored.blank(found, longest + 1), start)
 
     def update(state, params, xs, ys):
-        past, learned = state.past, state.learned
-        window = truncated(found, leaves, state.hidden, past, learned.truncation, params, xs, ys)
-        first = jax.tree.map(lambda leaf: leaf[None], state.hidden), jax.tree.map(lambda leaf: leaf[:1], xs)
-        pairs = stored.appended(window.before, first)
+        learned = state.learned
+        window = truncated(found, leaves, state.hidden, state.past, learned.truncation, params, xs, ys)
         due = learned.age + 1 == every
-        lags = jnp.where(due, window.before.filled + 1, 0)
-        phi, size = probed(found.theta(params), pairs, lags, window.seen.credit[0])
+        lags = jnp.where(due, window.past.filled, 0)
+        phi, size = probed(found.theta(params), window.past.pairs, lags, window.credit[-1])
         learned = followed(learned, phi, size, lags)
         learned, bias = shortened(learned)
         learned = learned._replace(age=jnp.where(due, 0, learned.age + 1))
         info = {"truncation": state.learned.truncation, "relative_bias": bias}
-        state = AdaptiveTbpttState(window.hidden, window.after, learned)
+        state = AdaptiveTbpttState(window.hidden, window.past, learned)
         return state, window.estimate._replace(info=info)
 
     def probed(theta, pairs, lags, credit):
-        """(φ [longest + 1], ‖g‖ [longest + 1]) of the segment's first loss, at the first `lags` lags."""
+        """(φ [longest + 1], ‖g‖ [longest + 1]) of the segment's last loss, at the first `lags` lags."""
 
         def reached(lag, carry, more):
             total, phi, size = carry
@@ -146,10 +144,10 @@ def adaptive_tbptt(
             streams = jnp.maximum(jax.lax.psum(weight, axis_name), 1)
             phi, size = (jax.lax.psum(values, axis_name) / streams for values in (phi, size))
             weight = jax.lax.pmax(weight, axis_name)
-        count = learned.count + weight.astype(jnp.int32)
-        share = weight * jnp.maximum(jnp.asarray(rate, dtype), 1 / jnp.maximum(count, 1).astype(dtype))
+        probes = learned.probes + weight.astype(jnp.int32)
+        share = weight * jnp.maximum(jnp.asarray(rate, dtype), 1 / jnp.maximum(probes, 1).astype(dtype))
         move = lambda old, new: jnp.where(weight > 0, old + share * (new - old), old)
-        return learned._replace(phi=move(learned.phi, phi), size=move(learned.size, size), count=count)
+        return learned._replace(phi=move(learned.phi, phi), size=move(learned.size, size), probes=probes)
 
     def shortened(learned):
         bound = relative_bias(learned.phi, learned.size)

@@ -134,7 +134,9 @@ def artbp(
             age = jnp.where(now, 0, pending.age)
             put = lambda leaf, one: leaf.at[age].set(one)
             pending = Pending(
-                jax.tree.map(put, pending.pairs, pair), put(pending.credit, credit), (age + 1).astype(jnp.int32)
+                jax.tree.map(put, pending.pairs, pair),
+                put(pending.credit, credit),
+                (age + 1).astype(jnp.int32),
             )
             return (pending, grads), (wanted | full, full)
 

@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from online_grads.analysis import Analysis, analyse
+from online_grads.analysis import analyse
 from online_grads.arguments import optimizer_or, positive_int
 from online_grads.estimators.feedback import Feedback, credit_through, symmetric
 from online_grads.estimators.future_facing import past as stored
+from online_grads.estimators.future_facing.synthesiser import check, features_of, linear, size_of
 from online_grads.linearize import Leaves, Segment
 from online_grads.readouts import Readout
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
@@ -124,29 +125,23 @@ def dni(
     leaves = Leaves(found, forward=False)
     n, dtype = found.flat.size, found.flat.dtype
     credit_of = credit_through(feedback, found)
-    features = _features(found) if features is None else features
-    m = _size(features, found)
-    synthesiser = _linear(m, n, dtype) if synthesiser is None else synthesiser
-    _check(synthesiser, m, n, dtype)
+    features = features_of(found) if features is None else features
+    m = size_of(features, found)
+    synthesiser = linear(m, n, dtype) if synthesiser is None else synthesiser
+    check(synthesiser, m, n, dtype)
 
     def init(params, hidden, *, key):
         found.check_start(params, hidden, key)
-        start = synthesiser.init(key)
-        begun = jnp.zeros((), bool)
-        predicted = jacobian_at(params, hidden) if jacobian == "learned" else None
-        learned = DniLearned(
-            start,
-            start,
-            optimizer.init(start),
-            jnp.zeros((), jnp.int32),
-            predicted,
-            None if predicted is None else optimizer_of_jacobian.init(predicted),
-        )
-        return DniState(hidden, jnp.zeros(m, dtype), jnp.zeros(n, dtype), begun, learned)
+        start, none = synthesiser.init(key), jnp.zeros((), jnp.int32)
+        matrix = jacobian_at(params, hidden) if jacobian == "learned" else None
+        # optax takes None for a tree without leaves
+        moments = optimizer.init(start), optimizer_of_jacobian.init(matrix)
+        learned = DniLearned(start, start, moments[0], none, matrix, moments[1])
+        return DniState(hidden, jnp.zeros(m, dtype), jnp.zeros(n, dtype), jnp.zeros((), bool), learned)
 
     def jacobian_at(params, hidden):
         h, rest = found.flat.split(hidden)
-        x = jax.tree.map(lambda leaf: leaf[0], stored.blank(found, 1).pairs[1])
+        x = jax.tree.map(lambda s: stored.zeros(s, 1)[0], found.x)
         return jax.jacrev(lambda h: found.transition(found.theta(params), h, rest, x)[0])(h)
 
     def update(state, params, xs, ys):
@@ -159,59 +154,64 @@ def dni(
         described = jax.vmap(features)(jax.vmap(found.flat.join)(segment.h, segment.rest), ys)
 
         def body(carry, step):
-            learned, tilde_tm1, q_tm1, begun = carry
+            tilde_tm1, q_tm1, begun, learned = carry
             pair, h_t, tilde_t, q_t, reset = step
-            follows = begun & ~reset
-            h_tm1, rest = found.flat.split(pair[0])
-            predicted, losses = learned.jacobian, {}
-            if predicted is not None:
-                error = predicted @ h_tm1 - h_t
-                losses["jacobian_loss"] = 0.5 * jnp.sum(jnp.square(error))
-                predicted, moments = learn(
-                    optimizer_of_jacobian,
-                    jnp.outer(error, h_tm1),
-                    learned.jacobian_optimizer,
-                    predicted,
-                    ~reset,
-                )[:2]
-                learned = learned._replace(jacobian=predicted, jacobian_optimizer=moments)
-            promised = synthesiser.apply(learned.copy, tilde_t)
-            promised = jnp.tanh(promised) if squash else promised
-            if predicted is None:
-                move = lambda h: found.transition(theta, h, rest, pair[1])[0]
-                (brought,) = jax.vjp(move, h_tm1)[1](promised)
-            else:
-                brought = promised @ predicted
-            target = q_tm1 + brought
+            learned, jacobian_loss = predicted(learned, pair, h_t, ~reset)
+            target = q_tm1 + brought_back(theta, learned, pair, tilde_t)
+            learned, loss = taught(learned, tilde_tm1, target, begun & ~reset)
+            carry = tilde_t, q_t, jnp.ones_like(begun), learned
+            return carry, (synthesiser.apply(learned.synthesiser, tilde_t), loss, jacobian_loss)
 
-            def loss(S):
-                return 0.5 * jnp.sum(jnp.square(synthesiser.apply(S, tilde_tm1) - target))
-
-            value, grads = jax.value_and_grad(loss)(learned.synthesiser)
-            S, moments, any_follows = learn(
-                optimizer, grads, learned.optimizer, learned.synthesiser, follows
-            )
-            age = learned.age + any_follows.astype(jnp.int32)
-            due = age == copy_every
-            copy = jax.tree.map(lambda new, old: jnp.where(due, new, old), S, learned.copy)
-            learned = learned._replace(
-                synthesiser=S, copy=copy, optimizer=moments, age=jnp.where(due, 0, age)
-            )
-            losses["synthesiser_loss"] = jnp.where(follows, value, 0)
-            carry = learned, tilde_t, q_t, jnp.ones_like(begun)
-            return carry, (synthesiser.apply(S, tilde_t), losses)
-
-        carry = state.learned, state.features, state.credit, state.begun
         steps = pairs, segment.h, described, seen.credit, resets
-        (learned, tilde, q, begun), (credit, losses) = jax.lax.scan(body, carry, steps)
+        carry, (credit, losses, jacobian_losses) = jax.lax.scan(body, tuple(state[1:]), steps)
         mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
         grads = found.gradient(stored.immediate(found, theta, pairs, mean(credit)), mean(seen.readout))
-        info = jax.tree.map(lambda leaf: leaf[-1], losses)
-        state = DniState(found.flat.join(*segment.end), tilde, q, begun, learned)
+        info = {"synthesiser_loss": losses[-1]}
+        if jacobian == "learned":
+            info["jacobian_loss"] = jacobian_losses[-1]
+        state = DniState(found.flat.join(*segment.end), *carry)
         return state, Estimate(grads, seen.loss / k, seen.outputs, info)
 
-    def learn(optimizer, grads, moments, params, when):
-        """One update from the streams that have something to learn: (params, moments, whether any had)."""
+    def predicted(learned, pair, h_t, when):
+        """Ĵ moved by one step, and its loss."""
+        if jacobian == "exact":
+            return learned, None
+        h_tm1, _ = found.flat.split(pair[0])
+        error = learned.jacobian @ h_tm1 - h_t
+        old = learned.jacobian, learned.jacobian_optimizer
+        (matrix, moments), _ = learn(optimizer_of_jacobian, jnp.outer(error, h_tm1), old, when)
+        learned = learned._replace(jacobian=matrix, jacobian_optimizer=moments)
+        return learned, jnp.where(when, 0.5 * jnp.sum(jnp.square(error)), 0)
+
+    def brought_back(theta, learned, pair, tilde_t):
+        """S*(ã_t) J_t."""
+        promised = synthesiser.apply(learned.copy, tilde_t)
+        promised = jnp.tanh(promised) if squash else promised
+        if jacobian == "learned":
+            return promised @ learned.jacobian
+        hidden, x = pair
+        h_tm1, rest = found.flat.split(hidden)
+        return jax.vjp(lambda h: found.transition(theta, h, rest, x)[0], h_tm1)[1](promised)[0]
+
+    def taught(learned, tilde_tm1, target, when):
+        """S moved towards its target at the step before, and its loss."""
+
+        def loss(S):
+            return 0.5 * jnp.sum(jnp.square(synthesiser.apply(S, tilde_tm1) - target))
+
+        value, grads = jax.value_and_grad(loss)(learned.synthesiser)
+        (S, moments), any_taught = learn(optimizer, grads, (learned.synthesiser, learned.optimizer), when)
+        age = learned.age + any_taught.astype(jnp.int32)
+        copy = jax.tree.map(lambda new, old: jnp.where(age == copy_every, new, old), S, learned.copy)
+        learned = learned._replace(synthesiser=S, copy=copy, optimizer=moments, age=age % copy_every)
+        return learned, jnp.where(when, value, 0)
+
+    def learn(optimizer, grads, old, when):
+        """(params, moments) after one step, the mean over the streams that have something to learn from.
+
+        Returns them with whether any stream has.
+        """
+        params, moments = old
         grads = jax.tree.map(lambda g: jnp.where(when, g, 0), grads)
         if axis_name is not None:
             streams = jax.lax.psum(when.astype(jnp.int32), axis_name)
@@ -220,51 +220,6 @@ def dni(
             when = streams > 0
         updates, moved = optimizer.update(grads, moments, params)
         new = optax.apply_updates(params, updates), moved
-        params, moments = jax.tree.map(lambda new, old: jnp.where(when, new, old), new, (params, moments))
-        return params, moments, when
+        return jax.tree.map(lambda new, old: jnp.where(when, new, old), new, (params, moments)), when
 
     return Estimator(init, update)
-
-
-def _features(found: Analysis) -> Callable:
-    """ã = [h; y; 1]."""
-    strange = [leaf.dtype for leaf in jax.tree.leaves(found.y) if not jnp.issubdtype(leaf.dtype, jnp.floating)]
-    if strange:
-        raise ValueError(
-            f"the default features take y as numbers, and y has a leaf of dtype {strange[0]}; give "
-            "features=, a function (hidden, y) -> [m]"
-        )
-
-    def features(hidden, y):
-        h, _ = found.flat.split(hidden)
-        labels = [leaf.ravel().astype(h.dtype) for leaf in jax.tree.leaves(y)]
-        return jnp.concatenate([h, *labels, jnp.ones(1, h.dtype)])
-
-    return features
-
-
-def _size(features: Callable, found: Analysis) -> int:
-    """m, by shapes alone."""
-    shape = jax.eval_shape(features, found.hidden, found.y)
-    if getattr(shape, "ndim", None) != 1 or shape.dtype != found.flat.dtype:
-        raise ValueError(f"features must return a vector [m] of dtype {found.flat.dtype}, got {shape}")
-    return shape.shape[0]
-
-
-def _linear(m: int, n: int, dtype) -> Readout:
-    return Readout(lambda key: jnp.zeros((n, m), dtype), lambda S, features: S @ features)
-
-
-def _check(synthesiser, m: int, n: int, dtype) -> None:
-    if not (hasattr(synthesiser, "init") and hasattr(synthesiser, "apply")):
-        raise TypeError(f"synthesiser must be an (init, apply) pair, got {synthesiser!r}")
-    params = jax.eval_shape(lambda: synthesiser.init(jax.random.key(0)))
-    try:
-        credit = jax.eval_shape(synthesiser.apply, params, jax.ShapeDtypeStruct((m,), dtype))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the synthesiser fails on features [{m}]: {error}") from error
-    if getattr(credit, "shape", None) != (n,) or credit.dtype != dtype:
-        raise ValueError(
-            f"the synthesiser must map features [{m}] to a credit like the hidden state, {dtype}[{n}], "
-            f"got {credit}"
-        )

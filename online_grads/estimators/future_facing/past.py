@@ -6,7 +6,7 @@ The steps are taken anew at the stored pairs with the present θ, so that nothin
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +28,8 @@ def blank(found: Analysis, length: int) -> Past:
     return Past(jax.tree.map(lambda s: zeros(s, length), (found.hidden, found.x)), jnp.zeros((), jnp.int32))
 
 
-def zeros(shape: jax.ShapeDtypeStruct, length: int) -> Array:
-    """[length, ...] zeros, or keys of zero."""
+def zeros(shape: Any, length: int) -> Array:
+    """[length, ...] zeros like a leaf's shape and dtype, or keys of zero."""
     if not jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
         return jnp.zeros((length, *shape.shape), shape.dtype)
     return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(shape)), (length, *shape.shape))
@@ -61,11 +61,6 @@ def pairs_of(found: Analysis, segment: Segment, resets: Array) -> PyTree:
 def appended(past: Past, pairs: PyTree) -> PyTree:
     """The stored pairs followed by [k, ...] new ones, [T + k, ...]."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), past.pairs, pairs)
-
-
-def before_resets(past: Past, resets: Array) -> Past:
-    """The past that a segment with these resets [k] may look back on."""
-    return past._replace(filled=jnp.where(resets[0], 0, past.filled))
 
 
 def remembered(found: Analysis, past: Past, pairs: PyTree, resets: Array) -> Past:

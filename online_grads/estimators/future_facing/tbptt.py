@@ -25,7 +25,7 @@ from online_grads.analysis import Analysis, analyse
 from online_grads.arguments import positive_int
 from online_grads.estimators.future_facing import past as stored
 from online_grads.estimators.future_facing.past import Past
-from online_grads.linearize import Leaves, Observation, Segment
+from online_grads.linearize import Leaves, Segment
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
 
 
@@ -77,7 +77,7 @@ def tbptt(model: Model, *, history: int = 0, allow_unused: bool = False) -> Esti
 
     def update(state, params, xs, ys):
         window = truncated(found, leaves, state.hidden, state.past, history, params, xs, ys)
-        return TbpttState(window.hidden, window.after), window.estimate
+        return TbpttState(window.hidden, window.past), window.estimate
 
     return Estimator(init, update)
 
@@ -86,9 +86,8 @@ class Window(NamedTuple):
     """A segment, with credit carried back before it."""
 
     hidden: PyTree  # h_t after the segment
-    before: Past  # what the segment could look back on
-    after: Past
-    seen: Observation
+    past: Past  # likewise
+    credit: Array  # [k, n]  ∂ℓ_t/∂h_t
     estimate: Estimate
 
 
@@ -105,15 +104,16 @@ def truncated(
     """The gradient of a segment's mean loss through the segment and at most `history` stored steps."""
     k = found.check_segment(xs, ys)
     theta, readout = found.theta(params), found.readout(params)
-    segment = Segment(leaves, theta, *found.flat.split(hidden), xs, k)
+    h, rest = found.flat.split(hidden)
+    segment = Segment(leaves, theta, h, rest, xs, k)
     seen = segment.observe(found, readout, ys)
     mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
     grads, credit = segment.pull(mean(seen.credit))
     resets = found.resets(xs, k)
-    before = stored.before_resets(past, resets)
     if length := stored.capacity(past):
-        count = jnp.minimum(history, before.filled)
-        grads, _ = stored.back_through(found, theta, before.pairs, length - 1, count, (grads, credit))
-    after = stored.remembered(found, past, stored.pairs_of(found, segment, resets), resets)
+        # credit does not cross a reset, and what lies before it may not even be finite
+        count = jnp.where(resets[0], 0, jnp.minimum(history, past.filled))
+        grads, _ = stored.back_through(found, theta, past.pairs, length - 1, count, (grads, credit))
+    past = stored.remembered(found, past, stored.pairs_of(found, segment, resets), resets)
     estimate = Estimate(found.gradient(grads, mean(seen.readout)), seen.loss / k, seen.outputs, {})
-    return Window(found.flat.join(*segment.end), before, after, seen, estimate)
+    return Window(found.flat.join(*segment.end), past, seen.credit, estimate)

@@ -1,7 +1,7 @@
 """Antithetic particles: what the evolution strategies share.
 
     ε_i ~ N(0, σ²)          members θ + ε_i and θ − ε_i of pair i, on the same data and keys
-    g = 1/(2σ²N) Σ_i ξ_i Σ_t (ℓ_t⁺ − ℓ_t⁻)_i          ξ_i the sum of all perturbations that the states h_i^± have seen
+    g = 1/(2σ²N) Σ_i ξ_i Σ_t (ℓ_t⁺ − ℓ_t⁻)_i          ξ_i all perturbations that h_i has seen, summed
 
 Nothing is differentiated: transitions and losses may use argmax, rounding, integer states. A segment runs
 all particles in one vmapped program. `resample` is what tells the members of the family apart: how many
@@ -190,9 +190,7 @@ def copies(hidden: PyTree, count: int) -> PyTree:
 
 def mean(tree: PyTree) -> PyTree:
     """Over the particles; of what is not a floating number the first one's."""
-    one = lambda leaf: (
-        jnp.mean(leaf, axis=0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf[0]
-    )
+    one = lambda leaf: jnp.mean(leaf, axis=0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf[0]
     return jax.tree.map(one, tree)
 
 

@@ -4,7 +4,8 @@
     g = 1/(2σ²N) Σ_i ε_i (L_i⁺ − L_i⁻)          L the segment's mean loss
 
 PES with the perturbation kept: unbiased likewise, and its variance does not grow along the episode. On a
-quadratic L the estimate of N pairs has the total variance (p + 1)/N ‖∂L/∂θ‖², p the entries of θ. Without resets the one perturbation is never drawn anew: what is learned moves along N directions only.
+quadratic L the estimate of N pairs has the total variance (p + 1)/N ‖∂L/∂θ‖², p the entries of θ. Without
+resets the one perturbation is never drawn anew: what is learned moves along N directions only.
 
 Cost per step: 2N forward passes; memory N (2n + p). Nothing is differentiated: any transition, any loss.
 

@@ -66,6 +66,4 @@ def pes(
     Reference: Vicol, Metz & Sohl-Dickstein (2021), arXiv:2112.13835.
     """
     positive_int("resample", resample)
-    return persistent(
-        model, sigma=sigma, particles=particles, resample=resample, allow_unused=allow_unused
-    )
+    return persistent(model, sigma=sigma, particles=particles, resample=resample, allow_unused=allow_unused)
