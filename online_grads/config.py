@@ -48,6 +48,7 @@ A config is a TOML file with these sections (a key shown with a value has it by 
                         from [run]'s first seed
   inner_optimizer = {}  for estimators that learn a part of their own: name and learning_rate as in
                         [optimizer], one rate; by default the estimator's
+  jacobian_optimizer = {}  likewise, for dni with a learned jacobian
 
 --set section.key=value replaces a value, written as in TOML; a bare word is a string. estimator.key is
 for all estimators, estimator.0.key for the first. Setting steps drops updates, and the other way round.
@@ -55,6 +56,9 @@ for all estimators, estimator.0.key for the first. Setting steps drops updates, 
 
 # Optimizers that are made by optax.<name>(learning_rate, ...).
 OPTIMIZERS = "adabelief adagrad adam adamw amsgrad lion nadam radam rmsprop sgd yogi".split()
+
+# Arguments of estimators that take an optimizer.
+OWN_OPTIMIZERS = ("inner_optimizer", "jacobian_optimizer")
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,7 @@ class EstimatorConfig:
     options: dict[str, Any]
     feedback: str | None = None  # None where the estimator takes none
     inner_optimizer: OptimizerConfig | None = None
+    jacobian_optimizer: OptimizerConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -236,13 +241,10 @@ def _estimator(section: Section, run: RunConfig, length, optimizer: dict[str, An
     own = Section(f"{section.where}.optimizer", section.take("optimizer", dict, {}))
     constructor = ESTIMATORS[name].constructor
     takes = inspect.signature(constructor).parameters
-    feedback, inner = None, None
+    feedback = None
     if "feedback" in takes:
         feedback = section.take("feedback", str, "symmetric", one_of=("symmetric", "random"))
-    if "inner_optimizer" in takes and (table := section.take("inner_optimizer", dict, {})):
-        inner = _optimizer(Section(f"{section.where}.inner_optimizer", table), {})
-        if len(inner.learning_rate) > 1:
-            raise section.error("inner_optimizer.learning_rate", "expected one number, got a list")
+    learning = {name: _own_optimizer(section, name) for name in OWN_OPTIMIZERS if name in takes}
     return EstimatorConfig(
         name=name,
         label=label,
@@ -252,8 +254,19 @@ def _estimator(section: Section, run: RunConfig, length, optimizer: dict[str, An
         optimizer=_optimizer(own, optimizer),
         options=section.options(constructor),
         feedback=feedback,
-        inner_optimizer=inner,
+        **learning,
     )
+
+
+def _own_optimizer(section: Section, name: str) -> OptimizerConfig | None:
+    """The optimizer of a part that the estimator learns, if one is given."""
+    table = section.take(name, dict, {})
+    if not table:
+        return None
+    chosen = _optimizer(Section(f"{section.where}.{name}", table), {})
+    if len(chosen.learning_rate) > 1:
+        raise section.error(f"{name}.learning_rate", "expected one number, got a list")
+    return chosen
 
 
 def _optimizer(own: Section, shared: dict[str, Any]) -> OptimizerConfig:

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from online_grads.cells import CELLS, stack
-from online_grads.config import Config, EstimatorConfig, OptimizerConfig
+from online_grads.config import OWN_OPTIMIZERS, Config, EstimatorConfig, OptimizerConfig
 from online_grads.estimators import feedback
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.learner import learner, scan
@@ -162,9 +162,10 @@ def _estimator(config: Config, chosen: EstimatorConfig, model: Model) -> Estimat
     options = dict(chosen.options)
     if chosen.feedback == "random":
         options["feedback"] = feedback.random(jax.random.fold_in(jax.random.key(config.run.seed), FEEDBACK))
-    if chosen.inner_optimizer is not None:
-        (rate,) = chosen.inner_optimizer.learning_rate
-        options["inner_optimizer"] = _optimizer(chosen.inner_optimizer)(rate)
+    for name in OWN_OPTIMIZERS:
+        if (own := getattr(chosen, name)) is not None:
+            (rate,) = own.learning_rate
+            options[name] = _optimizer(own)(rate)
     return ESTIMATORS[chosen.name].constructor(model, **options)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from online_grads.config import OWN_OPTIMIZERS
 from online_grads.experiment import Report, Result
 from online_grads.plots import Curve, learning_curves
 from online_grads.scores import best, diverged, scores
@@ -118,7 +119,8 @@ def write(report: Report, folder: Path) -> None:
 
 
 def _estimator(result: Result) -> dict[str, Any]:
-    found, chosen, inner = scores(result), best(result), result.config.inner_optimizer
+    found, chosen = scores(result), best(result)
+    own = {name: getattr(result.config, name) for name in OWN_OPTIMIZERS}
     return {
         "name": result.config.name,
         **found[chosen]._asdict(),
@@ -132,7 +134,7 @@ def _estimator(result: Result) -> dict[str, Any]:
         "optimizer": dataclasses.asdict(result.config.optimizer),
         "options": result.config.options,
         "feedback": result.config.feedback,
-        "inner_optimizer": inner and dataclasses.asdict(inner),
+        **{name: optimizer and dataclasses.asdict(optimizer) for name, optimizer in own.items()},
         "params": jax.tree.map(lambda leaf: leaf[chosen], result.params),
         "learning_rates": [score._asdict() for score in found],
     }

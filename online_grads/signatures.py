@@ -27,7 +27,7 @@ def options(constructor: Callable) -> dict[str, inspect.Parameter]:
     return {
         name: p
         for name, p in parameters.items()
-        if name not in SUPPLIED and p.kind not in VARIADIC and not _is(p.annotation, "Callable")
+        if name not in SUPPLIED and p.kind not in VARIADIC and not _is_function(p.annotation)
     }
 
 
@@ -69,6 +69,14 @@ def expected(annotation: Any) -> str:
     if _is_list(origin):
         return "a list"
     return WORDS.get(origin, getattr(origin, "__name__", str(origin)))
+
+
+def _is_function(annotation: Any) -> bool:
+    """A Callable, a pair of them, or one of these or None."""
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not types.NoneType]
+    if isinstance(annotation, types.UnionType):
+        return all(_is_function(kind) for kind in kinds)
+    return _is(annotation, "Callable") or hasattr(annotation, "_fields")
 
 
 def _is(annotation: Any, *names: str) -> bool:

@@ -27,23 +27,17 @@ import jax.numpy as jnp
 from online_grads.analysis import analyse
 from online_grads.arguments import above, positive_int, probability
 from online_grads.estimators.future_facing import past as stored
+from online_grads.estimators.future_facing.past import Past
 from online_grads.linearize import Leaves, Segment
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
-
-
-class Pending(NamedTuple):
-    """The steps since the last cut, from slot 0 on."""
-
-    pairs: PyTree  # (h_{u-1}, x_u), [longest, ...]
-    credit: Array  # [longest, n]  q_u = ∂ℓ_u/∂h_u
-    age: Array  # [] int32, how many there are
 
 
 class ArtbpState(NamedTuple):
     """The carry of `artbp`."""
 
     hidden: PyTree  # h_t
-    pending: Pending
+    past: Past  # the last `longest` steps; `filled` of them came since the last cut
+    credit: Array  # [longest, n]  q_u = ∂ℓ_u/∂h_u of these steps
     key: Array  # [] typed key of the cuts to come
 
 
@@ -98,7 +92,7 @@ def artbp(
         above("alpha", alpha, 2)  # below, the mean length is infinite
     found = analyse(model, allow_unused=allow_unused)
     leaves = Leaves(found, forward=False)
-    dtype = found.flat.dtype
+    n, dtype = found.flat.size, found.flat.dtype
 
     def chance(age):
         """c, `age` steps after a cut."""
@@ -110,9 +104,7 @@ def artbp(
 
     def init(params, hidden, *, key):
         found.check_start(params, hidden, key)
-        pairs = stored.blank(found, longest).pairs
-        credit = jnp.zeros((longest, found.flat.size), dtype)
-        return ArtbpState(hidden, Pending(pairs, credit, jnp.zeros((), jnp.int32)), key)
+        return ArtbpState(hidden, stored.blank(found, longest), jnp.zeros((longest, n), dtype), key)
 
     def update(state, params, xs, ys):
         k = found.check_segment(xs, ys)
@@ -121,65 +113,67 @@ def artbp(
         seen = segment.observe(found, readout, ys)
         resets = found.resets(xs, k)
         key, key_segment = jax.random.split(state.key)
-        draws = jax.vmap(lambda key: jax.random.uniform(key, dtype=dtype))(numbered(key_segment, resets))
+        draws = drawn(key_segment, resets, dtype)
+        # step j of the segment is in slot longest + j
+        pairs = stored.appended(state.past, stored.pairs_of(found, segment, resets))
+        credit = jnp.concatenate([state.credit, seen.credit])
 
         def body(carry, step):
-            pending, grads = carry
-            pair, credit, reset, draw = step
-            wanted = (draw < chance(pending.age)) & (pending.age > 0)
+            age, grads = carry
+            slot, draw, reset = step
+            wanted = (draw < chance(age)) & (age > 0)
             # past a reset there is no credit to lose
-            full = (pending.age == longest) & ~wanted & ~reset
-            now = wanted | full | reset
-            grads = settled(theta, pending, jnp.where(now, pending.age, 0), grads)
-            age = jnp.where(now, 0, pending.age)
-            put = lambda leaf, one: leaf.at[age].set(one)
-            pending = Pending(
-                jax.tree.map(put, pending.pairs, pair),
-                put(pending.credit, credit),
-                (age + 1).astype(jnp.int32),
-            )
-            return (pending, grads), (wanted | full, full)
+            forced = (age == longest) & ~wanted & ~reset
+            cut_here = wanted | forced | reset
+            grads = settled(theta, pairs, credit, slot - 1, jnp.where(cut_here, age, 0), grads)
+            return (jnp.where(cut_here, 0, age) + 1, grads), (wanted | forced, forced)
 
-        pairs = stored.pairs_of(found, segment, resets)
-        carry = state.pending, jax.tree.map(jnp.zeros_like, theta)
-        (pending, grads), marks = jax.lax.scan(body, carry, (pairs, seen.credit, resets, draws))
-        mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
+        steps = longest + jnp.arange(k, dtype=jnp.int32), draws, resets
+        carry = state.past.filled, jax.tree.map(jnp.zeros_like, theta)
+        (age, grads), marks = jax.lax.scan(body, carry, steps)
         cuts, forced = (jnp.sum(mark, dtype=jnp.int32) for mark in marks)
-        info = {"cuts": cuts, "forced_cuts": forced}
+        mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
         grads = found.gradient(mean(grads), mean(seen.readout))
-        state = ArtbpState(found.flat.join(*segment.end), tidied(pending), key)
-        return state, Estimate(grads, seen.loss / k, seen.outputs, info)
+        estimate = Estimate(grads, seen.loss / k, seen.outputs, {"cuts": cuts, "forced_cuts": forced})
+        past = Past(jax.tree.map(lambda leaf: leaf[k:], pairs), age)
+        return ArtbpState(found.flat.join(*segment.end), *tidied(past, credit[k:]), key), estimate
 
-    def settled(theta, pending, count, grads):
-        """Adds what the first `count` pending steps are owed."""
+    def settled(theta, pairs, credit, newest, count, grads):
+        """Adds what the `count` pending steps up to slot `newest` are owed."""
 
-        def arriving(slot, credit):
-            through = jnp.where(slot == count - 1, 0, credit / (1 - chance(slot + 1)))
-            return pending.credit[slot] + through
+        def arriving(slot, later):
+            age = slot + 1 - (newest + 1 - count)
+            return credit[slot] + jnp.where(slot == newest, 0, later / (1 - chance(age)))
 
-        carry = grads, jnp.zeros(found.flat.size, dtype)
-        return stored.back_through(found, theta, pending.pairs, count - 1, count, carry, arriving)[0]
+        carry = grads, jnp.zeros(n, dtype)
+        return stored.back_through(found, theta, pairs, newest, count, carry, arriving)[0]
 
-    def tidied(pending):
-        """Zeros where nothing is pending, so that the carry is a function of what is."""
-        known = jnp.arange(longest, dtype=jnp.int32) < pending.age
-        nothing = stored.blank(found, longest).pairs, jnp.zeros_like(pending.credit)
-        return Pending(*stored.chosen(known, tuple(pending[:2]), nothing), pending.age)
+    def tidied(past, credit):
+        """Blank where nothing is pending, so that nothing of an episode survives its end."""
+        if model.reset is None:
+            return past, credit
+        known = stored.known(past, longest)
+        nothing = stored.blank(found, longest).pairs
+        return past._replace(pairs=stored.chosen(known, past.pairs, nothing)), stored.chosen(known, credit, 0)
 
     def flush(state, params):
-        theta = found.theta(params)
-        pending = state.pending
-        grads = settled(theta, pending, pending.age, jax.tree.map(jnp.zeros_like, theta))
-        grads = found.gradient(grads, jax.tree.map(jnp.zeros_like, found.readout(params)))
-        return state._replace(pending=tidied(pending._replace(age=jnp.zeros_like(pending.age)))), grads
+        theta, past = found.theta(params), state.past
+        nothing = jax.tree.map(jnp.zeros_like, (theta, found.readout(params)))
+        grads = settled(theta, past.pairs, state.credit, longest - 1, past.filled, nothing[0])
+        settled_past = past._replace(filled=jnp.zeros_like(past.filled))
+        return state._replace(past=settled_past), found.gradient(grads, nothing[1])
 
     return Estimator(init, update, flush)
 
 
-def numbered(key: Array, resets: Array) -> Array:
-    """[k] keys: after a segment's first reset those of a segment that begins with one."""
+def drawn(key: Array, resets: Array, dtype) -> Array:
+    """[k] uniform numbers: after a segment's first reset those of a segment that begins with one."""
     position = jnp.arange(resets.shape[0], dtype=jnp.int32)
-    begun = jax.lax.cummax(jnp.where(resets, position, -1))
+    begun = jax.lax.cummax(jnp.where(resets, position, 0))
     episode = jnp.cumsum(resets, dtype=jnp.int32)
-    place = position - jnp.maximum(begun, 0)
-    return jax.vmap(lambda e, p: jax.random.fold_in(jax.random.fold_in(key, e), p))(episode, place)
+
+    def draw(episode, position):
+        key_step = jax.random.fold_in(jax.random.fold_in(key, episode), position)
+        return jax.random.uniform(key_step, dtype=dtype)
+
+    return jax.vmap(draw)(episode, position - begun)
