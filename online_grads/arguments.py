@@ -35,12 +35,13 @@ def not_negative(name: str, value) -> None:
 
     Raises:
         TypeError: it is not a number.
-        ValueError: it is negative, or NaN.
+        ValueError: it is negative, infinite or NaN.
 
     >>> not_negative("epsilon", 0.0)
     """
-    if _known_number(name, value) and not value >= 0:
-        raise ValueError(f"{name} must be at least 0, got {value}")
+    number = _number(name, value)
+    if number is not None and not 0 <= number < math.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
 
 def above(name: str, value, least: float, most: float = math.inf) -> None:
@@ -48,13 +49,14 @@ def above(name: str, value, least: float, most: float = math.inf) -> None:
 
     Raises:
         TypeError: it is not a number.
-        ValueError: it is outside.
+        ValueError: it is outside, infinite or NaN.
 
     >>> above("sigma", 0.1, 0)
     """
-    if _known_number(name, value) and not least < value <= most:
-        limit = "" if most == math.inf else f" and at most {most}"
-        raise ValueError(f"{name} must be above {least}{limit}, got {value}")
+    number = _number(name, value)
+    if number is not None and not (least < number <= most and math.isfinite(number)):
+        limit = "finite" if most == math.inf else f"at most {most}"
+        raise ValueError(f"{name} must be above {least} and {limit}, got {value}")
 
 
 def probability(name: str, value) -> None:
@@ -66,18 +68,21 @@ def probability(name: str, value) -> None:
 
     >>> probability("cut", 0.1)
     """
-    if _known_number(name, value) and not 0 <= value < 1:
+    number = _number(name, value)
+    if number is not None and not 0 <= number < 1:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
-def _known_number(name, value) -> bool:
-    """Whether the number is no tracer."""
+def _number(name: str, value) -> float | None:
+    """The value in Python, so that comparing it inside jit is not traced; None for a tracer."""
     if isinstance(value, jax.core.Tracer):
-        return False
-    scalar = isinstance(value, numbers.Real) or (hasattr(value, "dtype") and jnp.ndim(value) == 0)
-    if isinstance(value, bool) or not scalar:
+        return None
+    real = isinstance(value, numbers.Real)
+    if hasattr(value, "dtype") and jnp.ndim(value) == 0:
+        real = jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)
+    if isinstance(value, bool) or not real:
         raise TypeError(f"{name} must be a number, got {value!r}")
-    return True
+    return float(value)
 
 
 def number_in(low: float, high: float, **values) -> None:
@@ -116,17 +121,16 @@ def float_dtype(dtype):
     return wanted
 
 
-def optimizer_or(default: optax.GradientTransformation, name: str, given) -> optax.GradientTransformation:
-    """The optax optimizer given, or the default for None.
+def an_optimizer(name: str, given, default: optax.GradientTransformation | None = None):
+    """The optax optimizer given, or the default in place of None.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is no optimizer.
 
-    >>> optimizer_or(optax.sgd(0.1), "inner_optimizer", None).init(())
+    >>> an_optimizer("inner_optimizer", None, optax.sgd(0.1)).init(())
     (EmptyState(), EmptyState())
     """
-    if given is None:
-        return default
+    given = default if given is None else given
     if not (hasattr(given, "init") and hasattr(given, "update")):
         raise TypeError(f"{name} must be an optax GradientTransformation, got {given!r}")
     return given

@@ -4,9 +4,9 @@
     λ ← λ − α (θ − θ̄)
     θ̄ ← (1 − β) θ̄ + β θ − (β/α) λ
 
-The dynamic regulariser stands in for the gradients of the steps that truncation leaves out; at a fixed
-point θ = θ̄ and the mean gradient of the segments is zero. It changes the objective, not the gradient: use it
-with `tbptt`, whose segments are its partitions.
+It changes the objective, not the gradient: use it with `tbptt`, whose segments are its partitions. The
+dynamic regulariser makes the steps on the segments agree with one another, θ → θ̄; where it settles, the
+mean over the segments of their *truncated* gradients is zero. Credit from before a segment enters nowhere.
 
 Reference: Kag & Saligrama (2021), Training recurrent neural networks via forward propagation through time,
 ICML, algorithm 2.
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from online_grads.arguments import above, not_negative
+from online_grads.arguments import above, an_optimizer, not_negative
 from online_grads.types import PyTree
 
 
@@ -38,18 +38,19 @@ def fptt(
         g = ∂ℓ/∂θ + α(θ − θ̄) + (ρ − 1) λ
 
     Args:
-        optimizer: takes the steps; plain `optax.sgd` or `optax.adam`.
-        alpha: α > 0, the pull towards θ̄; 0.01 to 1 in the paper. May be a tracer.
-        beta: β, how fast θ̄ follows. May be a tracer.
-        rho: ρ, 0 in the paper. May be a tracer.
+        optimizer: takes the steps.
+        alpha: α > 0, the pull towards θ̄. May be a tracer.
+        beta: β in (0, 1], how fast θ̄ follows. May be a tracer.
+        rho: ρ, 0 in the paper's code. May be a tracer.
 
     Returns:
-        An optax `GradientTransformation`. Its state holds θ̄ in `average`, which is what the paper evaluates;
+        An optax `GradientTransformation`. Its updates must reach θ unchanged, as θ̄ and λ follow the θ that
+        they lead to: clip and scale inside, `fptt(optax.chain(...))`. Its state holds θ̄ in `average`;
         `fptt_restart` goes on from there at the end of a sequence.
 
     Raises:
         TypeError: the optimizer is none.
-        ValueError: if alpha is not above 0, or beta or rho negative.
+        ValueError: if alpha is not above 0, beta outside (0, 1], or rho negative.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from online_grads import cells, from_cell, learner, losses, readouts, tbptt
@@ -63,14 +64,15 @@ def fptt(
 
     Reference: Kag & Saligrama (2021), ICML, algorithm 2.
     """
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"optimizer must be an optax GradientTransformation, got {optimizer!r}")
+    an_optimizer("optimizer", optimizer)
     above("alpha", alpha, 0)
-    not_negative("beta", beta)
+    above("beta", beta, 0, 1)
     not_negative("rho", rho)
 
     def init(params):
-        return FpttState(params, jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
+        # a copy, for the parameters may be donated
+        average = jax.tree.map(jnp.copy, params)
+        return FpttState(average, jax.tree.map(jnp.zeros_like, params), optimizer.init(params))
 
     def update(grads, state, params=None):
         if params is None:
@@ -102,4 +104,4 @@ def fptt(
 def fptt_restart(state: FpttState) -> tuple[PyTree, FpttState]:
     """Go on from the average, as the paper does at the end of a sequence or epoch: (θ = θ̄, λ = 0)."""
     multiplier = jax.tree.map(jnp.zeros_like, state.multiplier)
-    return state.average, state._replace(multiplier=multiplier)
+    return jax.tree.map(jnp.copy, state.average), state._replace(multiplier=multiplier)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
+from online_grads.numerics import widened
 from online_grads.patterns import Patterns
 from online_grads.structure import Structure, require_differentiable
 from online_grads.types import Array, PyTree
@@ -137,7 +138,7 @@ class Segment:
 
         def losses(readout, h):
             each, outputs = jax.vmap(analysis.loss, in_axes=(None, 0, 0, 0))(readout, h, self.rest, ys)
-            return jnp.sum(each), outputs
+            return jnp.sum(widened(each)), outputs
 
         loss, pull, outputs = jax.vjp(losses, readout, self.h, has_aux=True)
         grads, credit = pull(jnp.ones_like(loss))

@@ -7,9 +7,15 @@ import optax
 from online_grads.types import Array, PyTree
 
 
+def wide(dtype) -> jnp.dtype:
+    """The floating dtype, or float32 if it has less than 32 bits."""
+    dtype = jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+
+
 def widened(tree: PyTree) -> PyTree:
     """The tree with leaves of less than 32 bits as float32."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf, tree)
+    return jax.tree.map(lambda leaf: leaf.astype(wide(leaf.dtype)), tree)
 
 
 def like(tree: PyTree, dtypes: PyTree) -> PyTree:

@@ -53,7 +53,7 @@ def batched(estimator: Estimator, streams: int, *, axis_name: str = "streams") -
     positive_int("streams", streams)
 
     def init(params, hidden, *, key):
-        return BatchedState(_vmap_init(estimator, params, hidden, key, streams))
+        return BatchedState(_vmap_init(estimator, params, hidden, key, streams, axis_name))
 
     def update(state, params, xs, ys):
         for leaf in jax.tree.leaves((xs, ys)):
@@ -106,8 +106,9 @@ def averaged(estimator: Estimator, copies: int) -> Estimator:
 def hidden_of(state: PyTree) -> PyTree:
     """The hidden state h_t inside a learner's or an estimator's state, through all transforms.
 
-    Streams of `batched` appear as a leading axis; of `averaged` the first copy is read, as all
-    copies follow the same stream.
+    Streams of `batched` appear as a leading axis; of `averaged` the first copy is read (the copies of
+    a perturbation estimator follow the same stream with different parameters). `pes` and `es_single`
+    give the mean over their particles.
     """
     if isinstance(state, LearnerState):
         return hidden_of(state.estimator)
@@ -123,9 +124,9 @@ def hidden_of(state: PyTree) -> PyTree:
 _ESTIMATE_AXES = Estimate._make((0, 0, 1, 0))  # outputs stay time-major
 
 
-def _vmap_init(estimator, params, hidden, key, count):
+def _vmap_init(estimator, params, hidden, key, count, axis_name=None):
     start = lambda key: estimator.init(params, hidden, key=key)
-    return jax.vmap(start)(jax.random.split(key, count))
+    return jax.vmap(start, axis_name=axis_name)(jax.random.split(key, count))
 
 
 def _mean(tree):

@@ -1,16 +1,18 @@
 """Adaptive truncation: as far back as a given relative bias asks for.
 
     φ_j = E‖q_t J_t … J_{t-j+1} ∂h_{t-j}/∂θ‖       what a loss says about the use of θ j steps before
-    φ_j ≈ φ_L β^{j−L}  beyond L                      β from least squares of log φ_j on j
+    φ_j ≈ φ_L β^{j−L}  beyond the last lag seen, L   β from least squares of log φ_j on j in (L/2, L]
     E(K) = Σ_{j>K} φ_j                              bounds the bias of keeping the lags 0 … K
-    δ(K) = E(K) / (‖g_K‖ − E(K))                    bounds the relative bias, g_K the truncated gradient
+    δ(K) = E(K) / (E‖g_K‖ − E(K))                   bounds the relative bias, g_K the truncated gradient
 
 The truncation is the least K with δ(K) < `tolerance`, at most `longest`. Every so many updates one loss is
 carried back through all stored steps, and running means of φ_j and ‖g_j‖ move towards what it shows.
 
 Cost per step: that of `tbptt` with K steps of history, and a `longest`-th-step VJP each `every` updates;
-memory `longest` pairs (h_{u-1}, x_u). Truncated, with a bias below the tolerance as far as gradients decay
-geometrically and do not cancel one another. Any differentiable cell.
+memory `longest` pairs (h_{u-1}, x_u), moved by k slots per segment. Truncated. The bound is on the bias of
+single losses beside the size of their gradients: it holds for the mean gradient as far as gradients decay
+geometrically in the end, and noise among them does not hide a mean that comes from far back. Any
+differentiable cell.
 
 Reference: Aicher, Foti & Fox (2019), Adaptively truncating backpropagation through time to control gradient
 bias, arXiv:1905.07473, section 4. They bound ‖∂h/∂θ‖ by a constant; here φ is measured in θ itself.
@@ -23,11 +25,11 @@ import jax.numpy as jnp
 
 from online_grads.analysis import analyse
 from online_grads.arguments import above, positive_int
-from online_grads.estimators.future_facing import past as stored
-from online_grads.estimators.future_facing.past import Past
+from online_grads.estimators.future_facing import stored
+from online_grads.estimators.future_facing.stored import Past
 from online_grads.estimators.future_facing.tbptt import truncated
 from online_grads.linearize import Leaves
-from online_grads.numerics import norm
+from online_grads.numerics import norm, wide
 from online_grads.types import Array, Estimator, Model, PyTree
 
 NEGLIGIBLE = 1e-20  # of the largest φ: what lies below is rounding, or no dependence at all
@@ -40,7 +42,7 @@ class Decay(NamedTuple):
     size: Array  # [longest + 1]  ‖g_j‖, of the gradient with the lags 0 … j
     probes: Array  # [longest + 1] int32, how many saw this lag
     age: Array  # [] int32, updates since the last probe
-    truncation: Array  # [] int32, K
+    truncation: Array  # [] int32, K of the next segment
 
 
 class AdaptiveTbpttState(NamedTuple):
@@ -102,7 +104,7 @@ def adaptive_tbptt(
     positive_int("every", every)
     found = analyse(model, allow_unused=allow_unused)
     leaves = Leaves(found, forward=False)
-    dtype = found.flat.dtype
+    dtype = wide(found.flat.dtype)
 
     def init(params, hidden, *, key):
         found.check_start(params, hidden, key)
@@ -118,9 +120,10 @@ def adaptive_tbptt(
         lags = jnp.where(due, window.past.filled, 0)
         phi, size = probed(found.theta(params), window.past.pairs, lags, window.credit[-1])
         learned = followed(learned, phi, size, lags)
-        learned, bias = shortened(learned)
-        learned = learned._replace(age=jnp.where(due, 0, learned.age + 1))
-        info = {"truncation": state.learned.truncation, "relative_bias": bias}
+        bound = relative_bias(learned.phi, learned.size, learned.probes > 0)
+        info = {"truncation": learned.truncation, "relative_bias": bound[learned.truncation]}
+        age = jnp.where(due, 0, learned.age + 1)
+        learned = learned._replace(age=age, truncation=shortest(bound))
         state = AdaptiveTbpttState(window.hidden, window.past, learned)
         return state, window.estimate._replace(info=info)
 
@@ -139,7 +142,9 @@ def adaptive_tbptt(
 
     def followed(learned, phi, size, lags):
         """The running means, moved where a lag was seen."""
-        weight = (jnp.arange(longest + 1, dtype=jnp.int32) < lags).astype(dtype)
+        seen = jnp.arange(longest + 1, dtype=jnp.int32) < lags
+        seen &= jnp.all(jnp.isfinite(phi) & jnp.isfinite(size))  # one bad loss teaches nothing
+        phi, size, weight = jnp.where(seen, phi, 0), jnp.where(seen, size, 0), seen.astype(dtype)
         if axis_name is not None:
             streams = jnp.maximum(jax.lax.psum(weight, axis_name), 1)
             phi, size = (jax.lax.psum(values, axis_name) / streams for values in (phi, size))
@@ -149,32 +154,36 @@ def adaptive_tbptt(
         move = lambda old, new: jnp.where(weight > 0, old + share * (new - old), old)
         return learned._replace(phi=move(learned.phi, phi), size=move(learned.size, size), probes=probes)
 
-    def shortened(learned):
-        bound = relative_bias(learned.phi, learned.size)
+    def shortest(bound):
         enough = bound < jnp.asarray(tolerance, dtype)
-        shortest = jnp.where(jnp.any(enough), jnp.argmax(enough), longest).astype(jnp.int32)
-        return learned._replace(truncation=shortest), bound[shortest]
+        return jnp.where(jnp.any(enough), jnp.argmax(enough), longest).astype(jnp.int32)
 
     return Estimator(init, update)
 
 
-def relative_bias(phi: Array, size: Array) -> Array:
-    """δ(K) for K = 0 … L from φ_0 … φ_L and ‖g_0‖ … ‖g_L‖; infinite where nothing is guaranteed.
+def relative_bias(phi: Array, size: Array, seen: Array) -> Array:
+    """δ(K) for K = 0 … T from φ_0 … φ_T and E‖g_0‖ … E‖g_T‖; infinite where nothing is guaranteed.
+
+    `seen` says which lags are known; the others lie beyond.
 
     >>> import jax.numpy as jnp
-    >>> beta = 0.5 ** jnp.arange(4.0)
-    >>> relative_bias(beta, jnp.cumsum(beta)).round(3)  # β^{K+1} / (1 − 2 β^{K+1})
+    >>> decay = 0.5 ** jnp.arange(6.0)
+    >>> relative_bias(decay, jnp.cumsum(decay), jnp.arange(6) < 6).round(3)[:4]
     Array([  inf, 0.5  , 0.167, 0.071], dtype=float32)
     """
     lags = jnp.arange(phi.shape[0], dtype=phi.dtype)
-    used = phi > NEGLIGIBLE * jnp.max(phi)
-    weight = used.astype(phi.dtype)
+    last = jnp.max(jnp.where(seen, lags, 0))
+    used = seen & (lags > last // 2) & (phi > NEGLIGIBLE * jnp.max(phi))
     log = jnp.where(used, jnp.log(jnp.where(used, phi, 1)), 0)
-    mean = lambda values: jnp.sum(weight * values) / jnp.maximum(jnp.sum(weight), 1)
-    centred = lags - mean(lags)
-    spread = jnp.sum(weight * centred * centred)
-    beta = jnp.exp(jnp.sum(weight * centred * log) / jnp.where(spread > 0, spread, 1))
-    farthest = phi[-1]
-    tail = jnp.where(beta < 1, farthest * beta / jnp.where(beta < 1, 1 - beta, 1), jnp.inf)
+    mean = lambda values: jnp.sum(jnp.where(used, values, 0)) / jnp.maximum(jnp.sum(used, dtype=phi.dtype), 1)
+    centred = jnp.where(used, lags - mean(lags), 0)
+    spread = jnp.sum(jnp.square(centred))
+    # from fewer than two lags nothing can be told
+    beta = jnp.where(spread > 0, jnp.exp(jnp.sum(centred * log) / jnp.where(spread > 0, spread, 1)), jnp.inf)
+    inside = jnp.where(beta < 1, beta, 0)
+    decayed = jnp.sum(jnp.where(lags == last, phi, 0)) * inside ** jnp.maximum(lags + 1 - last, 1)
+    tail = jnp.where(beta < 1, decayed / (1 - inside), jnp.inf)
+    # summed from the far end, where the terms are small
     beyond = jnp.cumsum(phi[::-1])[::-1] - phi + tail
-    return jnp.where(size > beyond, beyond / jnp.where(size > beyond, size - beyond, 1), jnp.inf)
+    guaranteed = size - beyond
+    return jnp.where(seen & (guaranteed > 0), beyond / jnp.where(guaranteed > 0, guaranteed, 1), jnp.inf)

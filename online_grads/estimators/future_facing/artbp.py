@@ -11,9 +11,10 @@ the gradient is that late, and zero until then. `flush` gives what the steps sin
 
 Both have the mean length 1/cut. Where J does not contract, the weights Π 1/(1−c) need the heavier tail.
 
-Cost per step: one forward pass and, on average, one VJP; memory `longest` pairs (h_{u-1}, x_u) and
-credits [n]. A cut is forced where the steps since the last one fill that memory: the only bias. Any
-differentiable cell. (Under vmap all streams wait for the one that carries back the most steps.)
+Cost per step: one forward pass and, on average, one VJP (under vmap all streams wait for the one that
+carries back the most steps); per segment the memory of `longest` pairs (h_{u-1}, x_u) and credits [n] is
+moved by k slots. A cut is forced where the steps since the last one fill it: the only bias. Any
+differentiable cell.
 
 Reference: Tallec & Ollivier (2017), Unbiasing truncated backpropagation through time, arXiv:1705.08209,
 equations 6 to 9.
@@ -26,9 +27,10 @@ import jax.numpy as jnp
 
 from online_grads.analysis import analyse
 from online_grads.arguments import above, positive_int, probability
-from online_grads.estimators.future_facing import past as stored
-from online_grads.estimators.future_facing.past import Past
+from online_grads.estimators.future_facing import stored
+from online_grads.estimators.future_facing.stored import Past
 from online_grads.linearize import Leaves, Segment
+from online_grads.numerics import wide
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
 
 
@@ -55,8 +57,8 @@ def artbp(
 
     Args:
         model: the model.
-        longest: steps after which a cut is forced; the memory. With a constant `cut` one step in
-            (1 − cut)^-longest is forced, about; the polynomial schedule needs far more room.
+        longest: steps after which a cut is forced; the memory. With a constant `cut` one cut in
+            (1 − cut)^-longest is forced; the polynomial schedule needs far more room.
         cut: one over the mean length between cuts, in [0, 1); the probability of a cut itself in the
             constant schedule. May be a tracer.
         alpha: above 2, the exponent of the polynomial schedule, P(length ≥ m) ~ m^(1−α); by default
@@ -93,14 +95,15 @@ def artbp(
     found = analyse(model, allow_unused=allow_unused)
     leaves = Leaves(found, forward=False)
     n, dtype = found.flat.size, found.flat.dtype
+    exact = wide(dtype)  # half precision cannot tell probabilities apart
 
     def chance(age):
         """c, `age` steps after a cut."""
-        rate = jnp.asarray(cut, dtype)
+        rate = jnp.asarray(cut, exact)
         if alpha is None:
             return rate
-        a = jnp.asarray(alpha, dtype)
-        return rate * (a - 1) / (a - 2 + rate * age.astype(dtype))
+        a = jnp.asarray(alpha, exact)
+        return rate * (a - 1) / (a - 2 + rate * age.astype(exact))
 
     def init(params, hidden, *, key):
         found.check_start(params, hidden, key)
@@ -113,7 +116,7 @@ def artbp(
         seen = segment.observe(found, readout, ys)
         resets = found.resets(xs, k)
         key, key_segment = jax.random.split(state.key)
-        draws = drawn(key_segment, resets, dtype)
+        draws = drawn(key_segment, resets, exact)
         # step j of the segment is in slot longest + j
         pairs = stored.appended(state.past, stored.pairs_of(found, segment, resets))
         credit = jnp.concatenate([state.credit, seen.credit])
@@ -121,8 +124,8 @@ def artbp(
         def body(carry, step):
             age, grads = carry
             slot, draw, reset = step
-            wanted = (draw < chance(age)) & (age > 0)
-            # past a reset there is no credit to lose
+            # at a reset credit ends by itself
+            wanted = (draw < chance(age)) & (age > 0) & ~reset
             forced = (age == longest) & ~wanted & ~reset
             cut_here = wanted | forced | reset
             grads = settled(theta, pairs, credit, slot - 1, jnp.where(cut_here, age, 0), grads)
@@ -143,7 +146,8 @@ def artbp(
 
         def arriving(slot, later):
             age = slot + 1 - (newest + 1 - count)
-            return credit[slot] + jnp.where(slot == newest, 0, later / (1 - chance(age)))
+            through = (later.astype(exact) / (1 - chance(age))).astype(dtype)
+            return credit[slot] + jnp.where(slot == newest, 0, through)
 
         carry = grads, jnp.zeros(n, dtype)
         return stored.back_through(found, theta, pairs, newest, count, carry, arriving)[0]
@@ -152,16 +156,16 @@ def artbp(
         """Blank where nothing is pending, so that nothing of an episode survives its end."""
         if model.reset is None:
             return past, credit
-        known = stored.known(past, longest)
-        nothing = stored.blank(found, longest).pairs
-        return past._replace(pairs=stored.chosen(known, past.pairs, nothing)), stored.chosen(known, credit, 0)
+        known = stored.known(past.filled, longest)
+        pairs = stored.chosen(known, past.pairs, stored.blank(found, longest).pairs)
+        return past._replace(pairs=pairs), stored.chosen(known, credit, jnp.zeros_like(credit))
 
     def flush(state, params):
         theta, past = found.theta(params), state.past
-        nothing = jax.tree.map(jnp.zeros_like, (theta, found.readout(params)))
-        grads = settled(theta, past.pairs, state.credit, longest - 1, past.filled, nothing[0])
-        settled_past = past._replace(filled=jnp.zeros_like(past.filled))
-        return state._replace(past=settled_past), found.gradient(grads, nothing[1])
+        grads, readout = jax.tree.map(jnp.zeros_like, (theta, found.readout(params)))
+        grads = settled(theta, past.pairs, state.credit, longest - 1, past.filled, grads)
+        state = state._replace(past=past._replace(filled=jnp.zeros_like(past.filled)))
+        return state, found.gradient(grads, readout)
 
     return Estimator(init, update, flush)
 

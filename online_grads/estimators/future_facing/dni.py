@@ -2,7 +2,8 @@
 
     c_t = Σ_{u≥t} q_u J_u … J_{t+1} ≈ S(ã_t),        ã_t = [h_t; y_t; 1],   q_t = ∂ℓ_t/∂h_t
 
-    c*_{t-1} = q_{t-1} + S*(ã_t) J_t                target for the step before, S* a frozen copy of S
+    c*_{t-1} = q_{t-1} + S*(ã_t) J_t                target for the step before, S* a frozen copy of S;
+                                                    q_{t-1} alone if t begins a new episode
     S ← S − η ∂/∂S ½|S(ã_{t-1}) − c*_{t-1}|²        S* ← S every few steps
     g_t = S(ã_t) ∂h_t/∂θ  +  ∂ℓ_t/∂θ at fixed h_t
 
@@ -28,17 +29,25 @@ import jax.numpy as jnp
 import optax
 
 from online_grads.analysis import analyse
-from online_grads.arguments import optimizer_or, positive_int
+from online_grads.arguments import an_optimizer, positive_int
 from online_grads.estimators.feedback import Feedback, credit_through, symmetric
-from online_grads.estimators.future_facing import past as stored
-from online_grads.estimators.future_facing.synthesiser import check, features_of, linear, size_of
+from online_grads.estimators.future_facing import stored
+from online_grads.estimators.future_facing.synthesiser import checked, features_of, linear, size_of
 from online_grads.linearize import Leaves, Segment
 from online_grads.readouts import Readout
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
 
 
+class Lesson(NamedTuple):
+    """What the next step is going to teach about this one."""
+
+    features: Array  # [m]  ã_t
+    credit: Array  # [n]  q_t
+    waiting: Array  # [] bool, whether there was a step
+
+
 class DniLearned(NamedTuple):
-    """The learned part; it survives resets."""
+    """The learned part, with what it is about to learn; it survives resets."""
 
     synthesiser: PyTree  # S's parameters
     copy: PyTree  # S*'s
@@ -46,15 +55,13 @@ class DniLearned(NamedTuple):
     age: Array  # [] int32, updates since S* was copied
     jacobian: Array | None  # [n, n]  Ĵ, if it is learned
     jacobian_optimizer: PyTree
+    lesson: Lesson
 
 
 class DniState(NamedTuple):
     """The carry of `dni`."""
 
     hidden: PyTree  # h_t
-    features: Array  # [m]  ã_t
-    credit: Array  # [n]  q_t
-    begun: Array  # [] bool, whether a step of this episode is in `features` and `credit`
     learned: DniLearned
 
 
@@ -80,30 +87,30 @@ def dni(
 
     Args:
         model: the model.
-        synthesiser: S, an (init, apply) pair as in `online_grads.readouts`: key -> params, and
+        synthesiser: S, an (init, apply) pair, as `online_grads.readouts` makes them: key -> params, and
             (params, features [m]) -> credit [n]. By default linear without bias, starting at zero, so that
             the first steps learn nothing rather than noise.
         features: (hidden, y) -> ã [m]; by default the floating-point entries of both, and 1.
         inner_optimizer: of S, by default `optax.sgd(1e-3)`.
         copy_every: updates of S after which S* becomes a copy of it.
-        jacobian: "exact" takes J_t from the transition; "learned" learns Ĵ online, from its exact value
-            at h_0 and x = 0 on.
-        jacobian_optimizer: of Ĵ, by default `optax.sgd(1e-3)`.
+        jacobian: "exact" takes J_t from the transition; "learned" learns Ĵ online, starting from the
+            Jacobian at h_0 and x = 0.
+        jacobian_optimizer: of a learned Ĵ, by default `optax.sgd(1e-3)`.
         squash: tanh on the credit that S* promises.
         feedback: how the error reaches the hidden state, see `online_grads.feedback`.
         axis_name: the axis under which streams are mapped (`batched`'s): what is learned is averaged over
-            it, so that all streams share it.
+            it, so that all streams share it. `init` then needs that axis too.
         allow_unused: accept parameters that nothing uses.
 
     Returns:
-        An `Estimator`. The hidden state counts as one vector h [n]. A reset drops what the step before
-        would have learned from the one after. `info["synthesiser_loss"]` is ½|S(ã_{t-1}) − c*|² at the
+        An `Estimator`. The hidden state counts as one vector h [n]. A reset teaches that the credit of the
+        step before it was its own loss's. `info["synthesiser_loss"]` is ½|S(ã_{t-1}) − c*|² at the
         segment's last step, and `info["jacobian_loss"]` ½|Ĵ h_{t-1} − h_t|².
 
     Raises:
-        TypeError: an optimizer, the synthesiser or the feedback is none.
+        TypeError: an optimizer, the synthesiser, the features or the feedback is none, squash no bool.
         ValueError: copy_every is below 1, the features are no vector, the synthesiser's output is not
-            like h [n], or the model does not fit together.
+            like h [n], Ĵ has an optimizer and is not learned, or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from online_grads import cells, from_cell, losses, readouts
@@ -119,30 +126,35 @@ def dni(
     positive_int("copy_every", copy_every)
     if jacobian not in ("exact", "learned"):
         raise ValueError(f'jacobian must be "exact" or "learned", got {jacobian!r}')
-    optimizer = optimizer_or(optax.sgd(1e-3), "inner_optimizer", inner_optimizer)
-    optimizer_of_jacobian = optimizer_or(optax.sgd(1e-3), "jacobian_optimizer", jacobian_optimizer)
+    if jacobian == "exact" and jacobian_optimizer is not None:
+        raise ValueError('jacobian_optimizer moves a learned Jacobian: it needs jacobian="learned"')
+    if not isinstance(squash, bool):
+        raise TypeError(f"squash must be a bool, got {squash!r}")
+    optimizer = an_optimizer("inner_optimizer", inner_optimizer, optax.sgd(1e-3))
+    optimizer_of_jacobian = an_optimizer("jacobian_optimizer", jacobian_optimizer, optax.sgd(1e-3))
     found = analyse(model, allow_unused=allow_unused)
     leaves = Leaves(found, forward=False)
     n, dtype = found.flat.size, found.flat.dtype
     credit_of = credit_through(feedback, found)
     features = features_of(found) if features is None else features
     m = size_of(features, found)
-    synthesiser = linear(m, n, dtype) if synthesiser is None else synthesiser
-    check(synthesiser, m, n, dtype)
+    synthesiser = linear(m, n, dtype) if synthesiser is None else checked(synthesiser, m, n, dtype)
 
     def init(params, hidden, *, key):
         found.check_start(params, hidden, key)
-        start, none = synthesiser.init(key), jnp.zeros((), jnp.int32)
+        start, age = synthesiser.init(key), jnp.zeros((), jnp.int32)
+        if axis_name is not None:  # one start for all streams
+            start = jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, axis_name)[0], start)
         matrix = jacobian_at(params, hidden) if jacobian == "learned" else None
-        # optax takes None for a tree without leaves
         moments = optimizer.init(start), optimizer_of_jacobian.init(matrix)
-        learned = DniLearned(start, start, moments[0], none, matrix, moments[1])
-        return DniState(hidden, jnp.zeros(m, dtype), jnp.zeros(n, dtype), jnp.zeros((), bool), learned)
+        lesson = Lesson(jnp.zeros(m, dtype), jnp.zeros(n, dtype), jnp.zeros((), bool))
+        return DniState(hidden, DniLearned(start, start, moments[0], age, matrix, moments[1], lesson))
 
     def jacobian_at(params, hidden):
         h, rest = found.flat.split(hidden)
-        x = jax.tree.map(lambda s: stored.zeros(s, 1)[0], found.x)
-        return jax.jacrev(lambda h: found.transition(found.theta(params), h, rest, x)[0])(h)
+        x = jax.tree.map(lambda leaf: leaf[0], stored.blank(found, 1).pairs[1])
+        matrix = jax.jacrev(lambda h: found.transition(found.theta(params), h, rest, x)[0])(h)
+        return jnp.where(jnp.isfinite(matrix), matrix, 0)  # x = 0 may be no input at all
 
     def update(state, params, xs, ys):
         k = found.check_segment(xs, ys)
@@ -153,23 +165,23 @@ def dni(
         pairs = stored.pairs_of(found, segment, resets)
         described = jax.vmap(features)(jax.vmap(found.flat.join)(segment.h, segment.rest), ys)
 
-        def body(carry, step):
-            tilde_tm1, q_tm1, begun, learned = carry
+        def body(learned, step):
             pair, h_t, tilde_t, q_t, reset = step
             learned, jacobian_loss = predicted(learned, pair, h_t, ~reset)
-            target = q_tm1 + brought_back(theta, learned, pair, tilde_t)
-            learned, loss = taught(learned, tilde_tm1, target, begun & ~reset)
-            carry = tilde_t, q_t, jnp.ones_like(begun), learned
-            return carry, (synthesiser.apply(learned.synthesiser, tilde_t), loss, jacobian_loss)
+            _, q_tm1, waiting = learned.lesson
+            target = q_tm1 + jnp.where(reset, 0, brought_back(theta, learned, pair, tilde_t))
+            learned, loss = taught(learned, target, waiting)
+            learned = learned._replace(lesson=Lesson(tilde_t, q_t, jnp.ones_like(waiting)))
+            return learned, (synthesiser.apply(learned.synthesiser, tilde_t), loss, jacobian_loss)
 
         steps = pairs, segment.h, described, seen.credit, resets
-        carry, (credit, losses, jacobian_losses) = jax.lax.scan(body, tuple(state[1:]), steps)
+        learned, (credit, losses, jacobian_losses) = jax.lax.scan(body, state.learned, steps)
         mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
         grads = found.gradient(stored.immediate(found, theta, pairs, mean(credit)), mean(seen.readout))
         info = {"synthesiser_loss": losses[-1]}
         if jacobian == "learned":
             info["jacobian_loss"] = jacobian_losses[-1]
-        state = DniState(found.flat.join(*segment.end), *carry)
+        state = DniState(found.flat.join(*segment.end), learned)
         return state, Estimate(grads, seen.loss / k, seen.outputs, info)
 
     def predicted(learned, pair, h_t, when):
@@ -193,11 +205,11 @@ def dni(
         h_tm1, rest = found.flat.split(hidden)
         return jax.vjp(lambda h: found.transition(theta, h, rest, x)[0], h_tm1)[1](promised)[0]
 
-    def taught(learned, tilde_tm1, target, when):
+    def taught(learned, target, when):
         """S moved towards its target at the step before, and its loss."""
 
         def loss(S):
-            return 0.5 * jnp.sum(jnp.square(synthesiser.apply(S, tilde_tm1) - target))
+            return 0.5 * jnp.sum(jnp.square(synthesiser.apply(S, learned.lesson.features) - target))
 
         value, grads = jax.value_and_grad(loss)(learned.synthesiser)
         (S, moments), any_taught = learn(optimizer, grads, (learned.synthesiser, learned.optimizer), when)

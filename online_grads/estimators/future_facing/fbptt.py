@@ -3,8 +3,8 @@
     c = Σ_{u=t-T+1..t} q_u J_u … J_{t-T+2}         credit of h_{t-T+1}, from the T latest losses
     g_t = c ∂h_{t-T+1}/∂θ  +  ∂ℓ_t/∂θ at fixed h_t          q_u = ∂ℓ_u/∂h_u
 
-The first part is T−1 steps late: it is the gradient of the use of θ at step t-T+1, which nothing later
-than T−1 steps is allowed to change. `flush` gives what the last T−1 uses are owed.
+The first part is T−1 steps late: it is the gradient of the use of θ at step t-T+1, and losses later than
+step t no longer count for it. `flush` gives what the last T−1 uses are owed.
 
 Cost per step: one forward pass, T−1 VJPs in the hidden state and one in θ, no Jacobian; the k credits of
 a segment go back together. Memory: T−1 pairs (h_{u-1}, x_u) and credits [n]. Truncated: with θ frozen, in
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 
 from online_grads.analysis import analyse
 from online_grads.arguments import positive_int
-from online_grads.estimators.future_facing import past as stored
-from online_grads.estimators.future_facing.past import Past
+from online_grads.estimators.future_facing import stored
+from online_grads.estimators.future_facing.stored import Past
 from online_grads.linearize import Leaves, Segment
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
 
@@ -84,7 +84,7 @@ def fbptt(model: Model, *, horizon: int = 10, allow_unused: bool = False) -> Est
         # the k uses that leave are slots 0 … k−1, each with the credit of the T−1 slots after it
         credit = jax.lax.fori_loop(0, late, passed_back(theta, pairs, owed, k), owed[late:])
         filled = state.past.filled + k
-        known = stored.known(Past(pairs, filled), late + k)[:k]
+        known = stored.known(filled, late + k)[:k]
         # a blank slot may not even be differentiable: the first step stands in for it
         first = jax.tree.map(lambda leaf: leaf[None, late], pairs)
         leaving = stored.chosen(known, jax.tree.map(lambda leaf: leaf[:k], pairs), first)
@@ -109,14 +109,14 @@ def fbptt(model: Model, *, horizon: int = 10, allow_unused: bool = False) -> Est
 
     def flush(state, params):
         theta = found.theta(params)
-        nothing = jax.tree.map(jnp.zeros_like, theta), jnp.zeros(found.flat.size, found.flat.dtype)
-        grads = nothing[0]
+        grads, readout = jax.tree.map(jnp.zeros_like, (theta, found.readout(params)))
         if late:
             arriving = lambda slot, credit: credit + state.credit[slot]
+            carry = grads, jnp.zeros(found.flat.size, found.flat.dtype)
             grads, _ = stored.back_through(
-                found, theta, state.past.pairs, late - 1, state.past.filled, nothing, arriving
+                found, theta, state.past.pairs, late - 1, state.past.filled, carry, arriving
             )
         settled = state._replace(past=state.past._replace(filled=jnp.zeros_like(state.past.filled)))
-        return settled, found.gradient(grads, jax.tree.map(jnp.zeros_like, found.readout(params)))
+        return settled, found.gradient(grads, readout)
 
     return Estimator(init, update, flush)

@@ -39,9 +39,12 @@ def size_of(features: Callable, found: Analysis) -> int:
     """m, by shapes alone.
 
     Raises:
-        ValueError: the features are no vector of h's dtype.
+        TypeError: the features are no function.
+        ValueError: they fail on (hidden, y), or are no vector of h's dtype.
     """
-    shape = jax.eval_shape(features, found.hidden, found.y)
+    if not callable(features):
+        raise TypeError(f"features must be a function (hidden, y) -> [m], got {features!r}")
+    shape = _shapes("features fail on (hidden, y)", features, found.hidden, found.y)
     if getattr(shape, "ndim", None) != 1 or shape.dtype != found.flat.dtype:
         raise ValueError(f"features must return a vector [m] of dtype {found.flat.dtype}, got {shape}")
     return shape.shape[0]
@@ -52,22 +55,31 @@ def linear(m: int, n: int, dtype) -> Readout:
     return Readout(lambda key: jnp.zeros((n, m), dtype), lambda S, features: S @ features)
 
 
-def check(synthesiser: Readout, m: int, n: int, dtype) -> None:
-    """Refuse a synthesiser that does not map features [m] to a credit [n].
+def checked(synthesiser, m: int, n: int, dtype) -> Readout:
+    """A synthesiser that maps features [m] to a credit [n].
 
     Raises:
         TypeError: it is no (init, apply) pair.
-        ValueError: its output is another.
+        ValueError: one of the two fails, or its output is another.
     """
-    if not (hasattr(synthesiser, "init") and hasattr(synthesiser, "apply")):
-        raise TypeError(f"synthesiser must be an (init, apply) pair, got {synthesiser!r}")
-    params = jax.eval_shape(lambda: synthesiser.init(jax.random.key(0)))
-    try:
-        credit = jax.eval_shape(synthesiser.apply, params, jax.ShapeDtypeStruct((m,), dtype))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the synthesiser fails on features [{m}]: {error}") from error
+    if not isinstance(synthesiser, tuple) or len(synthesiser) != 2 or not all(map(callable, synthesiser)):
+        raise TypeError(f"synthesiser must be a pair of functions (init, apply), got {synthesiser!r}")
+    pair = Readout(*synthesiser)
+    params = _shapes(
+        "the synthesiser's init fails on a key", pair.init, jax.eval_shape(lambda: jax.random.key(0))
+    )
+    features = jax.ShapeDtypeStruct((m,), dtype)
+    credit = _shapes(f"the synthesiser fails on features [{m}]", pair.apply, params, features)
     if getattr(credit, "shape", None) != (n,) or credit.dtype != dtype:
         raise ValueError(
             f"the synthesiser must map features [{m}] to a credit like the hidden state, {dtype}[{n}], "
             f"got {credit}"
         )
+    return pair
+
+
+def _shapes(failure: str, function: Callable, *args):
+    try:
+        return jax.eval_shape(function, *args)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{failure}: {error}") from error

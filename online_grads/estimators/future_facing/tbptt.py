@@ -23,8 +23,8 @@ import jax.numpy as jnp
 
 from online_grads.analysis import Analysis, analyse
 from online_grads.arguments import positive_int
-from online_grads.estimators.future_facing import past as stored
-from online_grads.estimators.future_facing.past import Past
+from online_grads.estimators.future_facing import stored
+from online_grads.estimators.future_facing.stored import Past
 from online_grads.linearize import Leaves, Segment
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
 
@@ -87,7 +87,7 @@ class Window(NamedTuple):
 
     hidden: PyTree  # h_t after the segment
     past: Past  # likewise
-    credit: Array  # [k, n]  ∂ℓ_t/∂h_t
+    credit: Array  # [k, n]  ∂ℓ_t/∂h_t, not divided by k
     estimate: Estimate
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from online_grads.analysis import analyse
-from online_grads.arguments import not_negative, optimizer_or, positive_int
+from online_grads.arguments import an_optimizer, not_negative, positive_int
 from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing import masked
 from online_grads.estimators.past_facing.base import Influence, past_facing
@@ -115,7 +115,7 @@ def kernl(
     not_negative("gamma", gamma)
     if reset_every is not None:
         positive_int("reset_every", reset_every)
-    optimizer = optimizer_or(optax.sgd(5.0), "inner_optimizer", inner_optimizer)
+    optimizer = an_optimizer("inner_optimizer", inner_optimizer, optax.sgd(5.0))
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
     require_local("kernl", structure)

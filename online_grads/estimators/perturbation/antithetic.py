@@ -1,16 +1,20 @@
 """Antithetic particles: what the evolution strategies share.
 
-    ε_i ~ N(0, σ²)          members θ + ε_i and θ − ε_i of pair i, on the same data and keys
+    ε_i ~ N(0, σ²)          members θ + ε_i and θ − ε_i of pair i, on the same data
     g = 1/(2σ²N) Σ_i ξ_i Σ_t (ℓ_t⁺ − ℓ_t⁻)_i          ξ_i all perturbations that h_i has seen, summed
 
 Nothing is differentiated: transitions and losses may use argmax, rounding, integer states. A segment runs
-all particles in one vmapped program. `resample` is what tells the members of the family apart: how many
-segments pass from one ε to the next. With 1 (PES) ξ is a random walk, and the gradient of every step is
-seen through noise of its own; with None (ES-Single) ε stays for the whole episode, ξ = ε.
+all particles in one vmapped program, from equal hidden states, keys in it included. `resample` is what tells
+the members of the family apart: how many segments pass from one ε to the next. With 1 (PES) ξ is a random
+walk; with None (ES-Single) ε stays for the whole episode, ξ = ε.
 
 A reset begins an episode: the perturbation drawn with its segment comes into force, and ξ is that alone.
+(From a segment's first reset on: further ones in the same segment share it.) A particle whose loss is not
+finite makes the estimate so until a reset.
 """
 
+import itertools
+import math
 from typing import NamedTuple
 
 import jax
@@ -18,23 +22,23 @@ import jax.numpy as jnp
 
 from online_grads.analysis import Analysis, analyse
 from online_grads.arguments import above, positive_int
-from online_grads.numerics import like, widened
+from online_grads.numerics import like, wide, widened
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
 
 
 class Particles(NamedTuple):
-    """The carry of `pes` and `es_single`."""
+    """The carry of `pes` and `es_single`. Perturbations are kept in at least float32."""
 
     members: PyTree  # hidden states, [2N, ...]: the N with θ + ε, then the N with θ − ε
     epsilon: PyTree | None  # like params, [N, ...]: in force; None where every segment draws its own
     earlier: PyTree | None  # like params, [N, ...]: the sum of those before it; None where there are none
-    age: Array  # [] int32, segments since ε was drawn
+    age: Array | None  # [] int32, segments since ε was drawn; None where nothing depends on it
     key: Array  # [] typed key of the perturbations to come
 
     @property
     def hidden(self) -> PyTree:
         """The mean over the particles; what is not a floating number is the first one's."""
-        return mean(self.members)
+        return mean_particle(self.members)
 
 
 def persistent(
@@ -44,46 +48,49 @@ def persistent(
     above("sigma", sigma, 0)
     pairs = pairs_of(particles)
     found = analyse(model, allow_unused=allow_unused)
-    stays, walks = resample != 1, resample is not None  # ε outlives its segment, ξ is a sum
+    walks, stays = resample is not None, resample != 1  # ξ is a sum; ε outlives its segment
     episodic = model.reset is not None
+    draw = lambda key: drawn(key, found, pairs, sigma)
 
     def init(params, hidden, *, key):
         found.check_start(params, hidden, key)
         key, key_epsilon = jax.random.split(key)
-        epsilon = drawn(key_epsilon, params, pairs, sigma)
-        earlier = jax.tree.map(jnp.zeros_like, epsilon) if walks else None
-        members = copies(hidden, 2 * pairs)
-        return Particles(members, epsilon if stays else None, earlier, jnp.zeros((), jnp.int32), key)
+        epsilon = draw(key_epsilon) if stays else None
+        earlier = jax.tree.map(jnp.zeros_like, jax.eval_shape(draw, key)) if walks else None
+        age = jnp.zeros((), jnp.int32) if walks and stays else None
+        return Particles(copies(hidden, 2 * pairs), epsilon, earlier, age, key)
 
     def update(state, params, xs, ys):
         k = found.check_segment(xs, ys)
         key, key_epsilon = jax.random.split(state.key)
-        _, epsilon, earlier, age, _ = state
-        new = drawn(key_epsilon, params, pairs, sigma) if walks or episodic else None
-        if not stays:
-            epsilon = new
-        elif walks:
-            epsilon = where(age == 0, new, epsilon)
-        xi = jax.tree.map(jnp.add, earlier, epsilon) if walks else epsilon
+        epsilon, earlier, age = state.epsilon, state.earlier, state.age
         begun = resets_begun(found, xs)
+        if not stays:
+            epsilon = new = draw(key_epsilon)
+        elif walks or episodic:
+            due = jnp.array(False) if age is None else age == 0
+            needed = due if begun is None else due | begun[-1]
+            new = jax.lax.cond(needed, draw, lambda key: epsilon, key_epsilon)
+            epsilon = either(due, new, epsilon)
+        xi = jax.tree.map(jnp.add, earlier, epsilon) if walks else epsilon
         # from the segment's first reset on, the new perturbation is in force
         after = new if episodic and stays else None
-        members, seen = run(found, params, epsilon, after, state.members, xs, ys, k, begun)
+        members, seen = run(found, params, (epsilon, after), state.members, xs, ys, k, begun)
         xis = [xi]
         if episodic:
             # a past that nothing of this segment has seen may be anything, infinite too
-            xis = [where(begun[0], new, xi), new]
-            ended = begun[-1]
-            epsilon, xi = where(ended, (new, new), (epsilon, xi))
-            age = jnp.where(ended, 0, age)
+            xis = [either(begun[0], new, xi), new]
+            epsilon, xi = either(begun[-1], (new, new), (epsilon, xi))
+            age = None if age is None else jnp.where(begun[-1], 0, age)
             if walks:
-                earlier = where(ended, jax.tree.map(jnp.zeros_like, earlier), earlier)
-        if walks:
+                earlier = either(begun[-1], jax.tree.map(jnp.zeros_like, earlier), earlier)
+        if not stays:
+            epsilon, earlier = None, xi
+        elif walks:
             age = (age + 1) % resample
-            earlier = where(age == 0, xi, earlier)
-        grads = like(jax.tree.map(lambda leaf: leaf / k, contracted(xis, seen, sigma)), params)
-        state = Particles(members, epsilon if stays else None, earlier, age, key)
-        return state, Estimate(grads, seen.loss, seen.outputs, {})
+            earlier = either(age == 0, xi, earlier)
+        estimate = Estimate(contracted(xis, seen, sigma, k, params), seen.loss, seen.outputs, {})
+        return Particles(members, epsilon, earlier, age, key), estimate
 
     return Estimator(init, update)
 
@@ -99,8 +106,7 @@ class Seen(NamedTuple):
 def run(
     found: Analysis,
     params: PyTree,
-    epsilon: PyTree,
-    after: PyTree | None,
+    epsilons: tuple[PyTree, PyTree | None],
     members: PyTree,
     xs: PyTree,
     ys: PyTree,
@@ -112,8 +118,8 @@ def run(
     Args:
         found: the analysed model.
         params: θ.
-        epsilon: like params, [N, ...].
-        after: the perturbation from where `begun` is true; None if it stays the same.
+        epsilons: the perturbation, like params [N, ...], and the one from where `begun` is true; None if it
+            stays the same.
         members: hidden states, [2N, ...].
         xs, ys: the segment, k steps.
         begun: [k] bool, whether a reset has come; None without resets.
@@ -122,19 +128,32 @@ def run(
         (members, `Seen`); there are two candidates, before and after, if there are resets.
     """
     model = found.model
-    both = lambda theta, epsilon: jnp.concatenate([theta + epsilon, theta - epsilon])
-    around = lambda epsilon: jax.tree.map(lambda p, e: both(p[None], e), params, epsilon)
-    theta, theta_after = around(epsilon), None if after is None else around(after)
+
+    def around(theta, epsilon):
+        centre = theta.astype(epsilon.dtype)[None]
+        return jnp.concatenate([centre + epsilon, centre - epsilon]).astype(theta.dtype)
+
+    def under(theta):
+        """One step of all particles with their parameters [2N, ...]."""
+
+        def step(members, x, y):
+            members = jax.vmap(model.transition, (0, 0, None))(theta, members, x)
+            return members, jax.vmap(model.loss, (0, 0, None))(theta, members, y)
+
+        return step
+
+    steps = [under(jax.tree.map(around, params, e)) for e in epsilons if e is not None]
 
     def body(members, step):
-        x, y, later = step
-        now = theta if theta_after is None else where(later, theta_after, theta)
-        members = jax.vmap(model.transition, (0, 0, None))(now, members, x)
-        losses, outputs = jax.vmap(model.loss, (0, 0, None))(now, members, y)
-        return members, (losses, mean(outputs))
+        *xy, later = step
+        if len(steps) == 1:
+            members, (losses, outputs) = steps[0](members, *xy)
+        else:
+            members, (losses, outputs) = jax.lax.cond(later, steps[1], steps[0], members, *xy)
+        return members, (widened(losses), mean_particle(outputs))
 
     members, (losses, outputs) = jax.lax.scan(body, members, (xs, ys, begun), k)
-    plus, minus = jnp.split(widened(losses), 2, axis=1)
+    plus, minus = jnp.split(losses, 2, axis=1)
     parts = [plus - minus]
     if begun is not None:
         later = begun[:, None]
@@ -150,30 +169,31 @@ def resets_begun(found: Analysis, xs: PyTree) -> Array | None:
     return jax.lax.cummax(jax.vmap(found.model.reset)(xs).astype(jnp.int32)).astype(bool)
 
 
-def contracted(xis: list[PyTree], seen: Seen, sigma) -> PyTree:
-    """1/(2σ²N) Σ_i ξ_i Σ_t (ℓ_t⁺ − ℓ_t⁻)_i, like params in at least float32."""
+def contracted(xis: list[PyTree], seen: Seen, sigma, k: int, params: PyTree) -> PyTree:
+    """1/(2σ²Nk) Σ_i ξ_i Σ_t (ℓ_t⁺ − ℓ_t⁻)_i, like params."""
     pairs = seen.differences.shape[1]
-    scale = lambda row: row / (2 * jnp.asarray(sigma, row.dtype) ** 2 * pairs)
+    weights = seen.differences / (2 * jnp.asarray(sigma, seen.differences.dtype) ** 2 * pairs * k)
 
     def read(*leaves):
-        leaves = [widened(leaf) for leaf in leaves]
-        read = [
-            jnp.tensordot(scale(row).astype(leaf.dtype), leaf, 1)
-            for row, leaf in zip(seen.differences, leaves, strict=True)
-        ]
-        return sum(read[1:], read[0])
+        parts = [jnp.tensordot(w.astype(xi.dtype), xi, 1) for w, xi in zip(weights, leaves, strict=True)]
+        return sum(parts[1:], parts[0])
 
-    return jax.tree.map(read, *xis)
+    return like(jax.tree.map(read, *xis), params)
 
 
-def drawn(key: Array, params: PyTree, pairs: int, sigma) -> PyTree:
-    """ε like params, [pairs, ...]."""
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    draw = lambda key, leaf: (
-        jnp.asarray(sigma, leaf.dtype) * jax.random.normal(key, (pairs, *leaf.shape), leaf.dtype)
-    )
-    return jax.tree.unflatten(treedef, [draw(*both) for both in zip(keys, leaves, strict=True)])
+def drawn(key: Array, found: Analysis, pairs: int, sigma) -> PyTree:
+    """ε like params, [pairs, ...], in at least float32: half precision has no good normal numbers."""
+    leaves, treedef = jax.tree.flatten(found.params)
+    sizes = [math.prod(leaf.shape) for leaf in leaves]
+    dtype = max((wide(leaf.dtype) for leaf in leaves), key=lambda dtype: dtype.itemsize)
+    # one draw for all leaves costs less than one each
+    flat = jnp.asarray(sigma, dtype) * jax.random.normal(key, (pairs, sum(sizes)), dtype)
+    parts = jnp.split(flat, list(itertools.accumulate(sizes[:-1])), axis=1)
+    shaped = [
+        part.reshape(pairs, *leaf.shape).astype(wide(leaf.dtype))
+        for part, leaf in zip(parts, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, shaped)
 
 
 def pairs_of(particles) -> int:
@@ -188,12 +208,12 @@ def copies(hidden: PyTree, count: int) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *jnp.shape(leaf))), hidden)
 
 
-def mean(tree: PyTree) -> PyTree:
-    """Over the particles; of what is not a floating number the first one's."""
+def mean_particle(tree: PyTree) -> PyTree:
+    """The mean over the particles; of what is not a floating number the first one's."""
     one = lambda leaf: jnp.mean(leaf, axis=0) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf[0]
     return jax.tree.map(one, tree)
 
 
-def where(when: Array, these: PyTree, others: PyTree) -> PyTree:
+def either(when: Array, these: PyTree, others: PyTree) -> PyTree:
     """One of two trees."""
     return jax.tree.map(lambda one, other: jnp.where(when, one, other), these, others)

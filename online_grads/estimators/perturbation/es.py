@@ -20,7 +20,6 @@ import jax
 from online_grads.analysis import analyse
 from online_grads.arguments import above
 from online_grads.estimators.perturbation import antithetic
-from online_grads.numerics import like
 from online_grads.types import Array, Estimate, Estimator, Model, PyTree
 
 
@@ -47,6 +46,7 @@ def es(model: Model, *, sigma: float = 0.1, particles: int = 32, allow_unused: b
         is the first one's).
 
     Raises:
+        TypeError: sigma is no number, particles no integer.
         ValueError: if sigma is not above 0, particles odd or below 2, or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp
@@ -73,13 +73,12 @@ def es(model: Model, *, sigma: float = 0.1, particles: int = 32, allow_unused: b
     def update(state, params, xs, ys):
         k = found.check_segment(xs, ys)
         key, key_epsilon = jax.random.split(state.key)
-        epsilon = antithetic.drawn(key_epsilon, params, pairs, sigma)
+        epsilon = antithetic.drawn(key_epsilon, found, pairs, sigma)
         members = antithetic.copies(state.hidden, 2 * pairs)
-        _, seen = antithetic.run(found, params, epsilon, None, members, xs, ys, k, None)
-        grads = antithetic.contracted([epsilon], seen, sigma)
+        _, seen = antithetic.run(found, params, (epsilon, None), members, xs, ys, k, None)
+        grads = antithetic.contracted([epsilon], seen, sigma, k, params)
         move = lambda h, x: (model.transition(params, h, x), None)
         hidden, _ = jax.lax.scan(move, state.hidden, xs, k)
-        grads = like(jax.tree.map(lambda leaf: leaf / k, grads), params)
         return EsState(hidden, key), Estimate(grads, seen.loss, seen.outputs, {})
 
     return Estimator(init, update)

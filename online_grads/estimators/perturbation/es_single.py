@@ -3,11 +3,13 @@
     ε_i ~ N(0, σ²), drawn when an episode begins          states h_i^± persist, under θ ± ε_i
     g = 1/(2σ²N) Σ_i ε_i (L_i⁺ − L_i⁻)          L the segment's mean loss
 
-PES with the perturbation kept: unbiased likewise, and its variance does not grow along the episode. On a
-quadratic L the estimate of N pairs has the total variance (p + 1)/N ‖∂L/∂θ‖², p the entries of θ. Without
-resets the one perturbation is never drawn anew: what is learned moves along N directions only.
+PES with the perturbation kept: unbiased at frozen θ for the gradient of the smoothed loss E L(θ + ε), and its
+variance does not grow along the episode. On a quadratic L it is unbiased for ∂L/∂θ itself, and N pairs have
+the total variance (p + 1)/N ‖∂L/∂θ‖², p the entries of θ. Without resets the one perturbation is never drawn
+anew: what is learned moves along N directions only. Episodes that begin in one segment share theirs.
 
-Cost per step: 2N forward passes; memory N (2n + p). Nothing is differentiated: any transition, any loss.
+Cost per step: 2N forward passes and, per episode, N p normal numbers; memory N (2n + p). Nothing is
+differentiated: any transition, any loss. σ must be well above the rounding of θ.
 
 Reference: Vicol (2023), Low-variance gradient estimation in unrolled computation graphs with ES-Single,
 arXiv:2304.11153; Li et al. (2023), Variance-reduced gradient estimation via noise-reuse in online evolution
@@ -37,6 +39,7 @@ def es_single(
         is the first one's).
 
     Raises:
+        TypeError: sigma is no number, particles no integer.
         ValueError: if sigma is not above 0, particles odd or below 2, or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp

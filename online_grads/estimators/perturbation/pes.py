@@ -4,12 +4,14 @@
     ξ_i = Σ_{τ ≤ now} ε^(τ)_i since the episode began
     g = 1/(2σ²N) Σ_i ξ_i (L_i⁺ − L_i⁻)          L the segment's mean loss
 
-ξ is what the states have seen of the perturbations, so that nothing is truncated: the estimate is unbiased
-for the gradient of the smoothed loss, E L(θ + ε), at frozen θ; for ∂L/∂θ itself where L is quadratic in θ.
-ξ is a random walk: the variance grows with the episode.
+ξ is what the states have seen of the perturbations, so that nothing is truncated: at frozen θ the estimate is
+unbiased for the gradient of the smoothed loss E L(θ + ε^(1), θ + ε^(2), …), in which every segment has an
+ε of its own; for ∂L/∂θ itself where L is quadratic in the θ of all segments together. ξ is a random walk:
+the variance grows with the episode.
 
-Cost per step: 2N forward passes and, per segment, N p normal numbers; memory N (2n + p). Nothing is
-differentiated: any transition, any loss.
+Cost per step: 2N forward passes; per segment N p normal numbers, which on a CPU cost as much as some 50
+steps of the particles: use segments of hundreds of steps. Memory N (2n + p), and N p more where `resample`
+is not 1. Nothing is differentiated: any transition, any loss. σ must be well above the rounding of θ.
 
 Reference: Vicol, Metz & Sohl-Dickstein (2021), Unbiased gradient estimation in unrolled computation graphs
 with persistent evolution strategies, arXiv:2112.13835, algorithm 2.
@@ -45,6 +47,7 @@ def pes(
         is the first one's). A reset begins ξ anew.
 
     Raises:
+        TypeError: sigma is no number, particles or resample no integer.
         ValueError: if sigma is not above 0, particles odd or below 2, resample below 1, or the model does
             not fit together.
 

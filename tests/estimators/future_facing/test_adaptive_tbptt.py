@@ -56,12 +56,46 @@ def test_what_lies_beyond_the_memory_is_extrapolated():
 
 
 def test_growing_gradients_are_never_cut():
-    assert jnp.all(jnp.isinf(relative_bias(1.1 ** jnp.arange(20.0), jnp.cumsum(1.1 ** jnp.arange(20.0)))))
+    growing = 1.1 ** jnp.arange(20.0)
+    assert jnp.all(jnp.isinf(relative_bias(growing, jnp.cumsum(growing), growing > 0)))
+
+
+def test_lags_that_no_probe_saw_are_extrapolated():
+    """The first ten lags of β^j say as much about all K below as all thirty do."""
+    phi = 0.8 ** jnp.arange(30.0)
+    seen = jnp.arange(30) < 10
+    full = relative_bias(phi, jnp.cumsum(phi), phi > 0)
+    part = relative_bias(jnp.where(seen, phi, 0), jnp.where(seen, jnp.cumsum(phi), 0), seen)
+    np.testing.assert_allclose(part[:10], full[:10], rtol=1e-10)
+    assert jnp.all(jnp.isinf(part[10:]))
+    assert jnp.all(jnp.isinf(relative_bias(phi, phi, jnp.arange(30) < 1)))
+
+
+def test_a_slow_part_beneath_a_fast_one_is_not_overlooked():
+    """φ_j = ½^j + 0.01 · 0.99^j, seen up to 60: the far half decides, and the bound holds."""
+    lags = jnp.arange(2000.0)
+    phi = 0.5**lags + 0.01 * 0.99**lags
+    bound = relative_bias(phi[:60], jnp.cumsum(phi)[:60], lags[:60] >= 0)
+    true = (jnp.sum(phi) - jnp.cumsum(phi)[:60]) / jnp.sum(phi)
+    assert jnp.all(bound >= 0.99 * true)
+
+
+def test_one_bad_loss_teaches_nothing():
+    model = leaky(0.5)
+    estimator = adaptive_tbptt(model, tolerance=0.1, longest=20, every=1)
+    params, hidden = model.init(None)
+    state = estimator.init(params, hidden, key=jax.random.key(0))
+    state, _ = estimator.update(state, params, jnp.ones(30), jnp.zeros(30))
+    before = state.learned
+    sick = state._replace(hidden=jnp.asarray(jnp.nan))
+    after = estimator.update(sick, params, jnp.ones(1), jnp.zeros(1))[0].learned
+    np.testing.assert_array_equal(after.phi, before.phi)
+    assert after.truncation == before.truncation
 
 
 def test_the_bound_falls_with_the_length_and_the_longest_is_exact():
     phi = 0.7 ** jnp.arange(30.0)
-    bound = relative_bias(phi, jnp.cumsum(phi))
+    bound = relative_bias(phi, jnp.cumsum(phi), phi > 0)
     finite = bound[jnp.isfinite(bound)]
     assert len(finite) > 25
     assert jnp.all(finite[1:] < finite[:-1])

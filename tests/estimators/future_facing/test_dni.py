@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from online_grads import Model, batched, dni, feedback, gradient, readouts
+from online_grads import Model, batched, dni, feedback, gradient, readouts, with_resets
 from online_grads.readouts import Readout
 from tests.models import HIDDEN, INPUTS, MODELS, OUTPUTS, fixed_start, problem, relative_error, stream
 
@@ -52,7 +52,7 @@ def test_on_a_periodic_orbit_it_learns_the_credit_of_the_whole_future(name, rate
     learned = []
     for x, y in zip(xs, ys, strict=True):
         state, _ = estimator.update(state, params, x[None], y[None])
-        learned.append(state.learned.synthesiser @ state.features)
+        learned.append(state.learned.synthesiser @ state.learned.lesson.features)
     exact = infinite_credit(model, params, hidden, xs, ys)
     assert (np.abs(jnp.stack(learned) - exact).max() < 1e-6) == (rate > 0)
 
@@ -79,7 +79,7 @@ def test_a_synthesiser_of_one_s_own_and_features_of_one_s_own():
     learned = []
     for x, y in zip(xs, ys, strict=True):
         state, _ = estimator.update(state, params, x[None], y[None])
-        learned.append(apply(state.learned.synthesiser, state.features))
+        learned.append(apply(state.learned.synthesiser, state.learned.lesson.features))
     assert np.abs(jnp.stack(learned) - infinite_credit(model, params, hidden, xs, ys)).max() < 1e-6
 
 
@@ -152,6 +152,48 @@ def test_segments_change_nothing(window):
     assert relative_error(run(window), run(1)) <= 1e-10
 
 
+@pytest.mark.parametrize("last_only", [False, True])
+def test_the_end_of_an_episode_is_learned(last_only):
+    """Episodes of four steps, decay 0.8, one feature per step: the credit is a sum of powers."""
+    base = Model(
+        init=lambda key: ({"w": jnp.asarray(0.3)}, {"h": jnp.zeros(1), "step": jnp.zeros((), jnp.int32)}),
+        transition=lambda params, hidden, x: {
+            "h": 0.8 * hidden["h"] + params["w"] * x,
+            "step": hidden["step"] + 1,
+        },
+        loss=lambda params, hidden, y: (jnp.sum(hidden["h"]) * y, y),
+        example=(jnp.zeros(1), jnp.zeros(())),
+    )
+    params, start = base.init(None)
+    model = with_resets(base, start)
+    # step 0 is before any loss: the loss of a step weighs its state by y
+    weights = jnp.asarray([0.0, 0.0, 0.0, 1.0]) if last_only else jnp.ones(4)
+    episode = (jnp.ones((4, 1)), jnp.arange(4) == 0), weights
+    estimator = dni(
+        model,
+        features=lambda hidden, y: jax.nn.one_hot(hidden["step"] - 1, 4),
+        inner_optimizer=optax.sgd(0.5),
+        copy_every=1,
+    )
+    state = estimator.init(params, start, key=jax.random.key(0))
+    again = lambda state, _: (estimator.update(state, params, *episode)[0], None)
+    state = jax.jit(lambda state: jax.lax.scan(again, state, None, 200)[0])(state)
+    powers = jnp.asarray([[0.8 ** (u - t) if u >= t else 0.0 for u in range(4)] for t in range(4)])
+    np.testing.assert_allclose(state.learned.synthesiser[0], powers @ weights, atol=1e-8)
+    _, estimate = estimator.update(state, params, *episode)
+    np.testing.assert_allclose(estimate.grads["w"], jnp.mean(powers @ weights), atol=1e-8)
+
+
+def test_streams_begin_with_one_synthesiser():
+    model = MODELS["gru"]()
+    params, hidden = model.init(jax.random.key(0))
+    for axis_name in ("streams", None):
+        estimator = batched(dni(model, synthesiser=readouts.linear(FEATURES, HIDDEN), axis_name=axis_name), 3)
+        state = estimator.init(params, hidden, key=jax.random.key(1))
+        drawn = state.streams.learned.synthesiser["W"]
+        assert bool(jnp.all(drawn == drawn[:1])) == (axis_name is not None)
+
+
 def test_streams_share_what_is_learned_where_only_some_begin_anew():
     model = fixed_start(MODELS["gru"]())
     params, hidden = model.init(jax.random.key(0))
@@ -164,7 +206,8 @@ def test_streams_share_what_is_learned_where_only_some_begin_anew():
             estimator = batched(dni(model, **options), 3)
             state = estimator.init(params, hidden, key=jax.random.key(1))
             state, _ = estimator.update(state, params, xs, ys)
-        learned = jax.tree.leaves(state.streams.learned)
+        # the lessons are each stream's own
+        learned = jax.tree.leaves(state.streams.learned._replace(lesson=None))
         same = all(np.allclose(leaf, leaf[:1], rtol=1e-12, atol=0) for leaf in learned)
         assert same == (axis_name is not None)
 
@@ -175,10 +218,19 @@ def test_streams_share_what_is_learned_where_only_some_begin_anew():
         ({"copy_every": 0}, ValueError, "copy_every must be at least 1"),
         ({"jacobian": "none"}, ValueError, 'jacobian must be "exact" or "learned"'),
         ({"inner_optimizer": 0.1}, TypeError, "inner_optimizer must be an optax GradientTransformation"),
-        ({"jacobian_optimizer": 0.1}, TypeError, "jacobian_optimizer must be an optax"),
+        (
+            {"jacobian": "learned", "jacobian_optimizer": 0.1},
+            TypeError,
+            "jacobian_optimizer must be an optax",
+        ),
+        ({"jacobian_optimizer": optax.sgd(0.1)}, ValueError, 'it needs jacobian="learned"'),
         ({"synthesiser": readouts.linear(FEATURES, HIDDEN + 1)}, ValueError, r"like the hidden state"),
         ({"synthesiser": readouts.linear(FEATURES + 1, HIDDEN)}, ValueError, r"fails on features \[7\]"),
-        ({"synthesiser": 3}, TypeError, r"synthesiser must be an \(init, apply\) pair"),
+        ({"synthesiser": 3}, TypeError, r"synthesiser must be a pair of functions \(init, apply\), got 3"),
+        ({"synthesiser": (lambda: 0, lambda S, f: f)}, ValueError, "the synthesiser's init fails on a key"),
+        ({"features": 3}, TypeError, r"features must be a function \(hidden, y\)"),
+        ({"features": lambda h: h}, ValueError, r"features fail on \(hidden, y\)"),
+        ({"squash": "no"}, TypeError, "squash must be a bool, got 'no'"),
         ({"features": lambda h, y: (h, y)}, ValueError, r"features must return a vector \[m\]"),
         ({"feedback": "random"}, TypeError, "feedback must be"),
     ],

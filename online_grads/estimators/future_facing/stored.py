@@ -6,7 +6,7 @@ The steps are taken anew at the stored pairs with the present θ, so that nothin
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,8 @@ class Past(NamedTuple):
 
 def blank(found: Analysis, length: int) -> Past:
     """No step known yet."""
-    return Past(jax.tree.map(lambda s: zeros(s, length), (found.hidden, found.x)), jnp.zeros((), jnp.int32))
-
-
-def zeros(shape: Any, length: int) -> Array:
-    """[length, ...] zeros like a leaf's shape and dtype, or keys of zero."""
-    if not jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
-        return jnp.zeros((length, *shape.shape), shape.dtype)
-    return jnp.broadcast_to(jax.random.key(0, impl=jax.random.key_impl(shape)), (length, *shape.shape))
+    zeros = lambda shape: jnp.zeros((length, *shape.shape), shape.dtype)
+    return Past(jax.tree.map(zeros, (found.hidden, found.x)), jnp.zeros((), jnp.int32))
 
 
 def capacity(past: Past) -> int:
@@ -40,22 +34,21 @@ def capacity(past: Past) -> int:
     return jax.tree.leaves(past.pairs)[0].shape[0]
 
 
-def chosen(known: Array, these: PyTree, others: PyTree) -> PyTree:
-    """`these` [T, ...] where `known` [T], `others` (of a shape that fits) elsewhere."""
-    where = lambda one, other: jnp.where(known.reshape(-1, *[1] * (jnp.ndim(one) - 1)), one, other)
+def known(filled: Array, length: int) -> Array:
+    """[length] bool, which slots hold one of the `filled` latest steps."""
+    return jnp.arange(length, dtype=jnp.int32) >= length - filled
+
+
+def chosen(when: Array, these: PyTree, others: PyTree) -> PyTree:
+    """`these` [T, ...] where `when` [T], `others` (of a shape that fits) elsewhere."""
+    where = lambda one, other: jnp.where(when.reshape(-1, *[1] * (jnp.ndim(one) - 1)), one, other)
     return jax.tree.map(where, these, others)
-
-
-def known(past: Past, length: int) -> Array:
-    """[length] bool, which of the last `length` slots are filled."""
-    return jnp.arange(length, dtype=jnp.int32) >= length - past.filled
 
 
 def pairs_of(found: Analysis, segment: Segment, resets: Array) -> PyTree:
     """The pairs (h_{u-1}, x_u) of a segment, [k, ...]; blank states where a reset replaces them."""
     hidden = jax.vmap(found.flat.join)(*segment.before)
-    nothing = jax.tree.map(lambda s: zeros(s, 1), found.hidden)
-    return chosen(~resets, hidden, nothing), segment.xs
+    return chosen(~resets, hidden, blank(found, 1).pairs[0]), segment.xs
 
 
 def appended(past: Past, pairs: PyTree) -> PyTree:
@@ -69,7 +62,7 @@ def remembered(found: Analysis, past: Past, pairs: PyTree, resets: Array) -> Pas
     since = k - jnp.max(jnp.where(resets, jnp.arange(k, dtype=jnp.int32), 0))
     filled = jnp.minimum(jnp.where(jnp.any(resets), since, past.filled + k), length).astype(jnp.int32)
     moved = Past(jax.tree.map(lambda leaf: leaf[k:], appended(past, pairs)), filled)
-    return moved._replace(pairs=chosen(known(moved, length), moved.pairs, blank(found, length).pairs))
+    return moved._replace(pairs=chosen(known(filled, length), moved.pairs, blank(found, length).pairs))
 
 
 def back_through(
