@@ -5,8 +5,8 @@
     θ̄ ← (1 − β) θ̄ + β θ − (β/α) λ
 
 It changes the objective, not the gradient: use it with `tbptt`, whose segments are its partitions. The
-dynamic regulariser makes the steps on the segments agree with one another, θ → θ̄; where it settles, the
-mean over the segments of their *truncated* gradients is zero. Credit from before a segment enters nowhere.
+dynamic regulariser pulls the steps on the segments towards a common θ̄. Credit from before a segment enters
+nowhere: where it settles, the mean of the *truncated* gradients is zero.
 
 Reference: Kag & Saligrama (2021), Training recurrent neural networks via forward propagation through time,
 ICML, algorithm 2.

@@ -120,6 +120,26 @@ def columns():
     return Model(init, transition, loss, EXAMPLE)
 
 
+def quadratic():
+    """A linear transition and a loss that is quadratic in θ, the readout's gain included."""
+    keys = jax.random.split(jax.random.key(11), 2)
+    A = 0.3 * jax.random.normal(keys[0], (HIDDEN, HIDDEN))
+    B = jax.random.normal(keys[1], (HIDDEN, INPUTS))
+
+    def init(key):
+        return {"drive": jnp.linspace(-0.5, 0.5, INPUTS), "gain": jnp.asarray(0.3)}, jnp.linspace(
+            0, 1, HIDDEN
+        )
+
+    def transition(params, h, x):
+        return A @ h + B @ (params["drive"] + x)
+
+    def loss(params, h, y):
+        return losses.squared_error(h[:OUTPUTS], y) + params["gain"] ** 2 + params["gain"] * y[0], h[:OUTPUTS]
+
+    return Model(init, transition, loss, EXAMPLE)
+
+
 def flax_cell(name):
     def model():
         import flax.linen as nn

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from online_grads import config
+from online_grads import ESTIMATORS, config
 from online_grads.config import ConfigError, OptimizerConfig, load, parse
 from online_grads.signatures import expected, fits, options
 
@@ -184,6 +184,10 @@ def test_options_are_checked_against_signatures():
     def make(model, *, order: int, rule: Literal["a", "b"] = "a", extra=None, act: Any = None, **more): ...
 
     assert list(options(make)) == ["order", "rule", "extra", "act"]
+    made = options(ESTIMATORS["dni"].constructor)
+    assert {"copy_every", "jacobian", "squash"} <= set(made)
+    # what no TOML can say
+    assert not {"features", "synthesiser", "inner_optimizer"} & set(made)
     assert fits("b", Literal["a", "b"])
     assert not fits("c", Literal["a", "b"])
     assert expected(Literal["a", "b"]) == "one of 'a', 'b'"
@@ -196,12 +200,19 @@ def test_feedback_and_an_estimator_s_own_optimizer():
     inner = {"name": "sgd", "learning_rate": 5.0, "momentum": 0.5}
     rows = parse(
         changed(
-            "estimator", [{"name": "rflo", "feedback": "random"}, {"name": "kernl", "inner_optimizer": inner}]
+            "estimator",
+            [
+                {"name": "rflo", "feedback": "random"},
+                {"name": "kernl", "inner_optimizer": inner},
+                {"name": "dni", "jacobian": "learned", "jacobian_optimizer": inner},
+            ],
         )
     ).estimators
-    assert [row.feedback for row in rows] == ["random", "symmetric"]
+    assert [row.feedback for row in rows] == ["random", "symmetric", "symmetric"]
     assert rows[0].inner_optimizer is None
     assert rows[1].inner_optimizer == OptimizerConfig("sgd", (5.0,), {"momentum": 0.5})
+    assert rows[2].inner_optimizer is None
+    assert rows[2].jacobian_optimizer == rows[1].inner_optimizer
 
 
 @pytest.mark.parametrize(

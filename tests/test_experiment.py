@@ -195,6 +195,14 @@ def test_feedback_and_inner_optimizer_reach_the_estimator():
             "label": "learns",
             "inner_optimizer": {"name": "sgd", "learning_rate": 0.5},
         },
+        {"name": "dni", "jacobian": "learned", "label": "dni(b)"},
+        {
+            "name": "dni",
+            "jacobian": "learned",
+            "label": "dni(b) learns",
+            "inner_optimizer": {"name": "sgd", "learning_rate": 0.1},
+            "jacobian_optimizer": {"name": "sgd", "learning_rate": 0.1},
+        },
     ]
     model = {"cell": "vanilla_rnn", "hidden": 4}
     report = train(settings(*rows, task="add", model=model, seeds=2))

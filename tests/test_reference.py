@@ -8,7 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-from online_grads import Model, feedback, kernl, kf_rtrl, losses, reverse_kf_rtrl, rflo, rtrl, tbptt, uoro
+from online_grads import (
+    Model,
+    dni,
+    fbptt,
+    feedback,
+    kernl,
+    kf_rtrl,
+    losses,
+    reverse_kf_rtrl,
+    rflo,
+    rtrl,
+    tbptt,
+    uoro,
+)
 from online_grads.analysis import analyse
 from online_grads.estimators.past_facing import uoro as uoro_file
 from online_grads.estimators.past_facing.kf_rtrl import KfFactors
@@ -73,6 +86,32 @@ def test_windows_with_a_longer_memory_emit_something_else():
     _, (window, _, grads, _), *_ = run(tbptt(network(), history=4), 4)
     with pytest.raises(AssertionError):
         assert_emits("ebptt4", window, grads)
+
+
+@pytest.mark.parametrize("horizon", [4, pytest.param(5, marks=WRONG)])
+@pytest.mark.parametrize("window", [1, 4])
+def test_fbptt_emits_the_reference_gradient(horizon, window):
+    for steps, _, grads, _ in run(fbptt(network(), horizon=horizon), window):
+        assert_emits("fbptt4", steps, grads)
+
+
+@pytest.mark.parametrize("copy_every", [3, pytest.param(4, marks=WRONG)])
+def test_dni_learns_and_emits_as_the_reference(copy_every):
+    """From the reference's start: a random synthesiser, and a lesson from the state before the first step."""
+    params, a0 = network().init(None)
+    estimator = dni(network(), inner_optimizer=optax.sgd(0.05), copy_every=copy_every)
+    state = estimator.init(params, a0, key=jax.random.key(0))
+    A, labels = jnp.asarray(DATA["dni_A0"]), jnp.zeros(DATA["Y"].shape[1])
+    features = jnp.concatenate([a0, labels, jnp.ones(1)])
+    lesson = state.learned.lesson._replace(features=features, waiting=jnp.array(True))
+    state = state._replace(learned=state.learned._replace(synthesiser=A, copy=A, lesson=lesson))
+    for step in range(STEPS):
+        part = slice(step, step + 1)
+        xs, ys = jnp.asarray(DATA["X"][part]), jnp.asarray(DATA["Y"][part])
+        state, estimate = estimator.update(state, params, xs, ys)
+        expected = DATA["dni_A"][step]
+        np.testing.assert_allclose(state.learned.synthesiser, expected, rtol=1e-10, atol=1e-12)
+        assert_emits("dni", part, estimate.grads)
 
 
 def uoro_influence(A, B):

@@ -54,7 +54,7 @@ ESTIMATORS: dict[str, Row] = {
         "Marschall et al. 2020, arXiv:1907.02649", needs="reverse mode", delay="horizon − 1",
     ),
     "dni": Row(
-        dni, "future-facing", "A[n, n + |y| + 1]", False, False, "biased", "n² + p", "n²",
+        dni, "future-facing", "A[n, features]", False, False, "biased", "n² + p", "n²",
         "Jaderberg et al. 2017, arXiv:1608.05343", needs="reverse mode",
     ),
     "artbp": Row(

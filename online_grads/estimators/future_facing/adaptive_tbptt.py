@@ -168,8 +168,9 @@ def relative_bias(phi: Array, size: Array, seen: Array) -> Array:
 
     >>> import jax.numpy as jnp
     >>> decay = 0.5 ** jnp.arange(6.0)
-    >>> relative_bias(decay, jnp.cumsum(decay), jnp.arange(6) < 6).round(3)[:4]
-    Array([  inf, 0.5  , 0.167, 0.071], dtype=float32)
+    >>> bound = relative_bias(decay, jnp.cumsum(decay), jnp.arange(6) < 6)
+    >>> [round(float(b), 3) for b in bound[:4]]  # 2^{-K-1} / (1 − 2^{-K})
+    [inf, 0.5, 0.167, 0.071]
     """
     lags = jnp.arange(phi.shape[0], dtype=phi.dtype)
     last = jnp.max(jnp.where(seen, lags, 0))

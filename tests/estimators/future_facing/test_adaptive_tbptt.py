@@ -130,10 +130,10 @@ def test_streams_are_truncated_alike():
     )
     params, hidden = model.init(None)
     decays = jnp.asarray([0.3, 0.8])
+    stream = jnp.broadcast_to(decays, (STEPS, 1, 2)), jnp.zeros((STEPS, 1, 2))
     for axis_name in ("streams", None):
         estimator = batched(adaptive_tbptt(model, tolerance=0.1, longest=40, axis_name=axis_name), 2)
         state = estimator.init(params, hidden, key=jax.random.key(0))
-        stream = jnp.broadcast_to(decays, (STEPS, 1, 2)), jnp.zeros((STEPS, 1, 2))
         go = lambda state, xy, e=estimator: (e.update(state, params, *xy)[0], None)
         learned = jax.jit(lambda state, go=go: jax.lax.scan(go, state, stream)[0])(state).streams.learned
         same = bool(jnp.all(learned.phi[0] == learned.phi[1]))

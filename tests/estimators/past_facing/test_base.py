@@ -116,7 +116,8 @@ def test_a_model_without_inputs():
     assert relative_error(noisy["readout"], exact["readout"]) <= 1e-10
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+# a perturbation estimator has no exact part
+@pytest.mark.parametrize("name", [name for name, row in ESTIMATORS.items() if row.family != "perturbation"])
 def test_a_reservoir_learns_its_readout(name):
     """A transition without parameters: the readout's gradient is exact for every method."""
 
