@@ -40,8 +40,8 @@ def not_negative(name: str, value) -> None:
     >>> not_negative("epsilon", 0.0)
     """
     number = _number(name, value)
-    if number is not None and not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+    if number is not None and number < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
 
 
 def above(name: str, value, least: float, most: float = math.inf) -> None:
@@ -54,9 +54,9 @@ def above(name: str, value, least: float, most: float = math.inf) -> None:
     >>> above("sigma", 0.1, 0)
     """
     number = _number(name, value)
-    if number is not None and not (least < number <= most and math.isfinite(number)):
-        limit = "finite" if most == math.inf else f"at most {most}"
-        raise ValueError(f"{name} must be above {least} and {limit}, got {value}")
+    if number is not None and not least < number <= most:
+        limit = "" if most == math.inf else f" and at most {most}"
+        raise ValueError(f"{name} must be above {least}{limit}, got {value}")
 
 
 def probability(name: str, value) -> None:
@@ -82,7 +82,9 @@ def _number(name: str, value) -> float | None:
         real = jnp.issubdtype(value.dtype, jnp.integer) or jnp.issubdtype(value.dtype, jnp.floating)
     if isinstance(value, bool) or not real:
         raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    if not math.isfinite(number := float(value)):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return number
 
 
 def number_in(low: float, high: float, **values) -> None:

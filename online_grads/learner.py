@@ -14,6 +14,8 @@ def learner(estimator: Estimator, optimizer: optax.GradientTransformation) -> Le
 
         θ ← θ + optimizer(estimate of ∂(mean loss of the segment)/∂θ)
 
+    What an estimator with a `flush` still owes when a stream ends is not applied.
+
     Args:
         estimator: any `Estimator`.
         optimizer: any optax `GradientTransformation`.

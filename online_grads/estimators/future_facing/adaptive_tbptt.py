@@ -115,17 +115,18 @@ def adaptive_tbptt(
 
     def update(state, params, xs, ys):
         learned = state.learned
-        window = truncated(found, leaves, state.hidden, state.past, learned.truncation, params, xs, ys)
+        steps = stored.Steps(found, leaves, state.hidden, params, xs, ys)
+        grads = truncated(found, steps, state.past, learned.truncation)
+        past = stored.remembered(found, state.past, steps.pairs, steps.resets)
         due = learned.age + 1 == every
-        lags = jnp.where(due, window.past.filled, 0)
-        phi, size = probed(found.theta(params), window.past.pairs, lags, window.credit[-1])
+        lags = jnp.where(due, past.filled, 0)
+        phi, size = probed(steps.theta, past.pairs, lags, steps.seen.credit[-1])
         learned = followed(learned, phi, size, lags)
         bound = relative_bias(learned.phi, learned.size, learned.probes > 0)
         info = {"truncation": learned.truncation, "relative_bias": bound[learned.truncation]}
         age = jnp.where(due, 0, learned.age + 1)
         learned = learned._replace(age=age, truncation=shortest(bound))
-        state = AdaptiveTbpttState(window.hidden, window.past, learned)
-        return state, window.estimate._replace(info=info)
+        return AdaptiveTbpttState(steps.hidden, past, learned), steps.estimate(grads, info)
 
     def probed(theta, pairs, lags, credit):
         """(φ [longest + 1], ‖g‖ [longest + 1]) of the segment's last loss, at the first `lags` lags."""

@@ -29,9 +29,9 @@ from online_grads.analysis import analyse
 from online_grads.arguments import above, positive_int, probability
 from online_grads.estimators.future_facing import stored
 from online_grads.estimators.future_facing.stored import Past
-from online_grads.linearize import Leaves, Segment
+from online_grads.linearize import Leaves
 from online_grads.numerics import wide
-from online_grads.types import Array, Estimate, Estimator, Model, PyTree
+from online_grads.types import Array, Estimator, Model, PyTree
 
 
 class ArtbpState(NamedTuple):
@@ -110,16 +110,12 @@ def artbp(
         return ArtbpState(hidden, stored.blank(found, longest), jnp.zeros((longest, n), dtype), key)
 
     def update(state, params, xs, ys):
-        k = found.check_segment(xs, ys)
-        theta, readout = found.theta(params), found.readout(params)
-        segment = Segment(leaves, theta, *found.flat.split(state.hidden), xs, k)
-        seen = segment.observe(found, readout, ys)
-        resets = found.resets(xs, k)
+        steps = stored.Steps(found, leaves, state.hidden, params, xs, ys)
+        theta, k = steps.theta, steps.k
         key, key_segment = jax.random.split(state.key)
-        draws = drawn(key_segment, resets, exact)
         # step j of the segment is in slot longest + j
-        pairs = stored.appended(state.past, stored.pairs_of(found, segment, resets))
-        credit = jnp.concatenate([state.credit, seen.credit])
+        pairs = stored.appended(state.past, steps.pairs)
+        credit = jnp.concatenate([state.credit, steps.seen.credit])
 
         def body(carry, step):
             age, grads = carry
@@ -131,15 +127,14 @@ def artbp(
             grads = settled(theta, pairs, credit, slot - 1, jnp.where(cut_here, age, 0), grads)
             return (jnp.where(cut_here, 0, age) + 1, grads), (wanted | forced, forced)
 
-        steps = longest + jnp.arange(k, dtype=jnp.int32), draws, resets
+        slots = longest + jnp.arange(k, dtype=jnp.int32)
+        draws = drawn(key_segment, steps.resets, exact)
         carry = state.past.filled, jax.tree.map(jnp.zeros_like, theta)
-        (age, grads), marks = jax.lax.scan(body, carry, steps)
+        (age, grads), marks = jax.lax.scan(body, carry, (slots, draws, steps.resets))
         cuts, forced = (jnp.sum(mark, dtype=jnp.int32) for mark in marks)
-        mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
-        grads = found.gradient(mean(grads), mean(seen.readout))
-        estimate = Estimate(grads, seen.loss / k, seen.outputs, {"cuts": cuts, "forced_cuts": forced})
+        estimate = steps.estimate(grads, {"cuts": cuts, "forced_cuts": forced})
         past = Past(jax.tree.map(lambda leaf: leaf[k:], pairs), age)
-        return ArtbpState(found.flat.join(*segment.end), *tidied(past, credit[k:]), key), estimate
+        return ArtbpState(steps.hidden, *tidied(past, credit[k:]), key), estimate
 
     def settled(theta, pairs, credit, newest, count, grads):
         """Adds what the `count` pending steps up to slot `newest` are owed."""

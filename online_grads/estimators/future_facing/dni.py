@@ -33,9 +33,9 @@ from online_grads.arguments import an_optimizer, positive_int
 from online_grads.estimators.feedback import Feedback, credit_through, symmetric
 from online_grads.estimators.future_facing import stored
 from online_grads.estimators.future_facing.synthesiser import checked, features_of, linear, size_of
-from online_grads.linearize import Leaves, Segment
+from online_grads.linearize import Leaves
 from online_grads.readouts import Readout
-from online_grads.types import Array, Estimate, Estimator, Model, PyTree
+from online_grads.types import Array, Estimator, Model, PyTree
 
 
 class Lesson(NamedTuple):
@@ -157,13 +157,9 @@ def dni(
         return jnp.where(jnp.isfinite(matrix), matrix, 0)  # x = 0 may be no input at all
 
     def update(state, params, xs, ys):
-        k = found.check_segment(xs, ys)
-        theta, readout = found.theta(params), found.readout(params)
-        segment = Segment(leaves, theta, *found.flat.split(state.hidden), xs, k)
-        seen = segment.observe(found, readout, ys, credit_of)
-        resets = found.resets(xs, k)
-        pairs = stored.pairs_of(found, segment, resets)
-        described = jax.vmap(features)(jax.vmap(found.flat.join)(segment.h, segment.rest), ys)
+        steps = stored.Steps(found, leaves, state.hidden, params, xs, ys, credit_of)
+        theta, h = steps.theta, steps.segment.h
+        described = jax.vmap(features)(jax.vmap(found.flat.join)(h, steps.segment.rest), ys)
 
         def body(learned, step):
             pair, h_t, tilde_t, q_t, reset = step
@@ -174,15 +170,13 @@ def dni(
             learned = learned._replace(lesson=Lesson(tilde_t, q_t, jnp.ones_like(waiting)))
             return learned, (synthesiser.apply(learned.synthesiser, tilde_t), loss, jacobian_loss)
 
-        steps = pairs, segment.h, described, seen.credit, resets
-        learned, (credit, losses, jacobian_losses) = jax.lax.scan(body, state.learned, steps)
-        mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
-        grads = found.gradient(stored.immediate(found, theta, pairs, mean(credit)), mean(seen.readout))
+        told = steps.pairs, h, described, steps.seen.credit, steps.resets
+        learned, (credit, losses, jacobian_losses) = jax.lax.scan(body, state.learned, told)
+        grads = stored.immediate(found, theta, steps.pairs, credit)
         info = {"synthesiser_loss": losses[-1]}
         if jacobian == "learned":
             info["jacobian_loss"] = jacobian_losses[-1]
-        state = DniState(found.flat.join(*segment.end), learned)
-        return state, Estimate(grads, seen.loss / k, seen.outputs, info)
+        return DniState(steps.hidden, learned), steps.estimate(grads, info)
 
     def predicted(learned, pair, h_t, when):
         """Ĵ moved by one step, and its loss."""

@@ -23,8 +23,8 @@ from online_grads.analysis import analyse
 from online_grads.arguments import positive_int
 from online_grads.estimators.future_facing import stored
 from online_grads.estimators.future_facing.stored import Past
-from online_grads.linearize import Leaves, Segment
-from online_grads.types import Array, Estimate, Estimator, Model, PyTree
+from online_grads.linearize import Leaves
+from online_grads.types import Array, Estimator, Model, PyTree
 
 
 class FbpttState(NamedTuple):
@@ -75,12 +75,10 @@ def fbptt(model: Model, *, horizon: int = 10, allow_unused: bool = False) -> Est
         return FbpttState(hidden, stored.blank(found, late), credit)
 
     def update(state, params, xs, ys):
-        k = found.check_segment(xs, ys)
-        theta, readout = found.theta(params), found.readout(params)
-        segment = Segment(leaves, theta, *found.flat.split(state.hidden), xs, k)
-        seen = segment.observe(found, readout, ys)
-        pairs = stored.appended(state.past, stored.pairs_of(found, segment, found.resets(xs, k)))
-        owed = jnp.concatenate([state.credit, seen.credit])
+        steps = stored.Steps(found, leaves, state.hidden, params, xs, ys)
+        theta, k = steps.theta, steps.k
+        pairs = stored.appended(state.past, steps.pairs)
+        owed = jnp.concatenate([state.credit, steps.seen.credit])
         # the k uses that leave are slots 0 … k−1, each with the credit of the T−1 slots after it
         credit = jax.lax.fori_loop(0, late, passed_back(theta, pairs, owed, k), owed[late:])
         filled = state.past.filled + k
@@ -88,11 +86,9 @@ def fbptt(model: Model, *, horizon: int = 10, allow_unused: bool = False) -> Est
         # a blank slot may not even be differentiable: the first step stands in for it
         first = jax.tree.map(lambda leaf: leaf[None, late], pairs)
         leaving = stored.chosen(known, jax.tree.map(lambda leaf: leaf[:k], pairs), first)
-        grads = stored.immediate(found, theta, leaving, jnp.where(known[:, None], credit / k, 0))
+        grads = stored.immediate(found, theta, leaving, jnp.where(known[:, None], credit, 0))
         past = Past(jax.tree.map(lambda leaf: leaf[k:], pairs), jnp.minimum(filled, late))
-        grads = found.gradient(grads, jax.tree.map(lambda leaf: leaf / k, seen.readout))
-        estimate = Estimate(grads, seen.loss / k, seen.outputs, {})
-        return FbpttState(found.flat.join(*segment.end), past, owed[k:]), estimate
+        return FbpttState(steps.hidden, past, owed[k:]), steps.estimate(grads)
 
     def passed_back(theta, pairs, owed, k):
         """One step back for k credits at once: from the states after slots j … j+k to those before."""

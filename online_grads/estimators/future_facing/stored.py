@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
-from online_grads.linearize import Segment
-from online_grads.types import Array, PyTree
+from online_grads.linearize import Leaves, Segment
+from online_grads.types import Array, Estimate, PyTree
 
 
 class Past(NamedTuple):
@@ -45,10 +45,37 @@ def chosen(when: Array, these: PyTree, others: PyTree) -> PyTree:
     return jax.tree.map(where, these, others)
 
 
-def pairs_of(found: Analysis, segment: Segment, resets: Array) -> PyTree:
-    """The pairs (h_{u-1}, x_u) of a segment, [k, ...]; blank states where a reset replaces them."""
-    hidden = jax.vmap(found.flat.join)(*segment.before)
-    return chosen(~resets, hidden, blank(found, 1).pairs[0]), segment.xs
+class Steps:
+    """The k steps of a segment, followed from a hidden state: what every future-facing estimator begins with.
+
+    Attributes:
+        k: how many.
+        theta: the transition's leaves.
+        segment: the steps, linearised.
+        seen: their losses, `seen.credit` [k, n] being q_t = ∂ℓ_t/∂h_t.
+        resets: [k] bool, which of them begin anew.
+        pairs: (h_{t-1}, x_t), [k, ...]; blank states where a reset replaces them.
+        hidden: h_t after the last.
+    """
+
+    def __init__(self, found: Analysis, leaves: Leaves, hidden, params, xs, ys, credit_of=None):
+        """`credit_of` as in `Segment.observe`."""
+        self.k = found.check_segment(xs, ys)
+        self.theta = found.theta(params)
+        h, rest = found.flat.split(hidden)
+        self.segment = Segment(leaves, self.theta, h, rest, xs, self.k)
+        self.seen = self.segment.observe(found, found.readout(params), ys, credit_of)
+        self.resets = found.resets(xs, self.k)
+        before = jax.vmap(found.flat.join)(*self.segment.before)
+        self.pairs = chosen(~self.resets, before, blank(found, 1).pairs[0]), xs
+        self.hidden = found.flat.join(*self.segment.end)
+        self._found = found
+
+    def estimate(self, grads: list[Array], info: dict | None = None) -> Estimate:
+        """From the transition's part of the gradient of the summed loss."""
+        mean = lambda tree: jax.tree.map(lambda leaf: leaf / self.k, tree)
+        gradient = self._found.gradient(mean(grads), mean(self.seen.readout))
+        return Estimate(gradient, self.seen.loss / self.k, self.seen.outputs, info or {})
 
 
 def appended(past: Past, pairs: PyTree) -> PyTree:

@@ -18,15 +18,14 @@ recurrent network trajectories, BPTT(h; h').
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis, analyse
 from online_grads.arguments import positive_int
 from online_grads.estimators.future_facing import stored
 from online_grads.estimators.future_facing.stored import Past
-from online_grads.linearize import Leaves, Segment
-from online_grads.types import Array, Estimate, Estimator, Model, PyTree
+from online_grads.linearize import Leaves
+from online_grads.types import Array, Estimator, Model, PyTree
 
 
 class TbpttState(NamedTuple):
@@ -76,44 +75,19 @@ def tbptt(model: Model, *, history: int = 0, allow_unused: bool = False) -> Esti
         return TbpttState(hidden, stored.blank(found, history))
 
     def update(state, params, xs, ys):
-        window = truncated(found, leaves, state.hidden, state.past, history, params, xs, ys)
-        return TbpttState(window.hidden, window.past), window.estimate
+        steps = stored.Steps(found, leaves, state.hidden, params, xs, ys)
+        grads = truncated(found, steps, state.past, history)
+        past = stored.remembered(found, state.past, steps.pairs, steps.resets)
+        return TbpttState(steps.hidden, past), steps.estimate(grads)
 
     return Estimator(init, update)
 
 
-class Window(NamedTuple):
-    """A segment, with credit carried back before it."""
-
-    hidden: PyTree  # h_t after the segment
-    past: Past  # likewise
-    credit: Array  # [k, n]  ∂ℓ_t/∂h_t, not divided by k
-    estimate: Estimate
-
-
-def truncated(
-    found: Analysis,
-    leaves: Leaves,
-    hidden: PyTree,
-    past: Past,
-    history: Array | int,
-    params: PyTree,
-    xs: PyTree,
-    ys: PyTree,
-) -> Window:
-    """The gradient of a segment's mean loss through the segment and at most `history` stored steps."""
-    k = found.check_segment(xs, ys)
-    theta, readout = found.theta(params), found.readout(params)
-    h, rest = found.flat.split(hidden)
-    segment = Segment(leaves, theta, h, rest, xs, k)
-    seen = segment.observe(found, readout, ys)
-    mean = lambda tree: jax.tree.map(lambda leaf: leaf / k, tree)
-    grads, credit = segment.pull(mean(seen.credit))
-    resets = found.resets(xs, k)
+def truncated(found: Analysis, steps: stored.Steps, past: Past, history: Array | int) -> list[Array]:
+    """The transition's gradient of the summed loss, through the segment and `history` steps at most."""
+    grads, credit = steps.segment.pull(steps.seen.credit)
     if length := stored.capacity(past):
         # credit does not cross a reset, and what lies before it may not even be finite
-        count = jnp.where(resets[0], 0, jnp.minimum(history, past.filled))
-        grads, _ = stored.back_through(found, theta, past.pairs, length - 1, count, (grads, credit))
-    past = stored.remembered(found, past, stored.pairs_of(found, segment, resets), resets)
-    estimate = Estimate(found.gradient(grads, mean(seen.readout)), seen.loss / k, seen.outputs, {})
-    return Window(found.flat.join(*segment.end), past, seen.credit, estimate)
+        count = jnp.where(steps.resets[0], 0, jnp.minimum(history, past.filled))
+        grads, _ = stored.back_through(found, steps.theta, past.pairs, length - 1, count, (grads, credit))
+    return grads

@@ -108,6 +108,7 @@ def test_cuts_may_be_tracers_and_differ_between_streams():
         ({"cut": 1.0}, r"cut must be in \[0, 1\), got 1\.0"),
         ({"cut": -0.1}, r"cut must be in \[0, 1\), got -0\.1"),
         ({"alpha": 2.0}, r"alpha must be above 2, got 2\.0"),
+        ({"alpha": float("inf")}, "alpha must be finite, got inf"),
     ],
 )
 def test_bad_options_are_refused(options, message):
