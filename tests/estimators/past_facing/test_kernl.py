@@ -84,7 +84,7 @@ def test_bad_arguments():
         kernl(model, reset_every=0)
     with pytest.raises(ValueError, match="kernl is local"):
         kernl(MODELS["gru_reset_before"]())
-    with pytest.raises(ValueError, match=r"gamma must be at least 0, got nan"):
+    with pytest.raises(ValueError, match=r"gamma must be finite, got nan"):
         kernl(model, gamma=float("nan"))
     with pytest.raises(TypeError, match="sigma must be a number, got 'a'"):
         kernl(model, sigma="a")
