@@ -55,12 +55,12 @@ class Analysis(NamedTuple):
         """[k] bool, which steps of a segment begin anew."""
         return jnp.zeros(k, bool) if self.model.reset is None else jax.vmap(self.model.reset)(xs)
 
-    def gradient(self, theta: Sequence[Array] | None, readout: Sequence[Array]) -> PyTree:
+    def gradient(self, theta: Sequence[Array], readout: Sequence[Array]) -> PyTree:
         """Gradients like params from those of the transition's and of the loss's leaves."""
         shapes, treedef = jax.tree.flatten(self.params)
         grads: list = [None] * len(shapes)
         for numbers, parts in ((self.moving, theta), (self.reading, readout)):
-            for number, part in zip(numbers, parts or [], strict=bool(parts)):
+            for number, part in zip(numbers, parts, strict=True):
                 grads[number] = part if grads[number] is None else grads[number] + part
         filled = [jnp.zeros(s.shape, s.dtype) if g is None else g for g, s in zip(grads, shapes, strict=True)]
         return jax.tree.unflatten(treedef, filled)

@@ -61,7 +61,7 @@ def case(name, transform="plain", resets=False):
     estimator = TRANSFORMS[transform](ESTIMATORS[name].constructor(model, **options))
     params, hidden = model.init(jax.random.key(0))
     hidden = jax.tree.map(lambda h: h + 0.3, hidden)
-    return estimator, params, hidden, models.stream(model, 14 if resets else STEPS)
+    return estimator, params, hidden, models.stream(model, 12)
 
 
 def close(one, other, tolerance=1e-10):
@@ -181,7 +181,7 @@ def test_a_reset_makes_two_separate_streams(name):
     nothing = jax.tree.map(jnp.zeros_like, params)
     plus = lambda *trees: jax.tree.map(lambda *leaves: sum(leaves), *trees)
     times = lambda count, tree: jax.tree.map(lambda leaf: count * leaf, tree)
-    k = 7
+    k = 6  # twice r: fewer shapes to compile
     state = estimator.init(params, hidden, key=jax.random.key(1))
     state, _ = update(state, params, (xs[:k], resets[:k]), ys[:k])
     xs, ys, calm = xs[k:], ys[k:], resets[k:]

@@ -1,16 +1,17 @@
 """Adaptive truncation: as far back as a given relative bias asks for.
 
     φ_j = E‖q_t J_t … J_{t-j+1} ∂h_{t-j}/∂θ‖       what a loss says about the use of θ j steps before
-    φ_j ≈ φ_L β^{j−L}  beyond the last lag seen, L   β from least squares of log φ_j on j in (L/2, L]
+    φ_j ≈ φ_L β^{j−L}  beyond the last lag seen, L   β from least squares of log φ_j on j in (L/2, L];
+                                                    nothing, if φ has vanished before
     E(K) = Σ_{j>K} φ_j                              bounds the bias of keeping the lags 0 … K
     δ(K) = E(K) / (E‖g_K‖ − E(K))                   bounds the relative bias, g_K the truncated gradient
 
 The truncation is the least K with δ(K) < `tolerance`, at most `longest`. Every so many updates one loss is
 carried back through all stored steps, and running means of φ_j and ‖g_j‖ move towards what it shows.
 
-Cost per step: that of `tbptt` with K steps of history, and a `longest`-th-step VJP each `every` updates;
-memory `longest` pairs (h_{u-1}, x_u), moved by k slots per segment. Truncated. The bound is on the bias of
-single losses beside the size of their gradients: it holds for the mean gradient as far as gradients decay
+Cost per step: that of `tbptt` with K steps of history, and `longest` VJPs once in `every` updates; memory
+`longest` pairs (h_{u-1}, x_u), moved by k slots per segment. Truncated. The bound is on the bias of single
+losses beside the size of their gradients: it holds for the mean gradient as far as gradients decay
 geometrically in the end, and noise among them does not hide a mean that comes from far back. Any
 differentiable cell.
 
@@ -174,8 +175,10 @@ def relative_bias(phi: Array, size: Array, seen: Array) -> Array:
     [inf, 0.5, 0.167, 0.071]
     """
     lags = jnp.arange(phi.shape[0], dtype=phi.dtype)
-    last = jnp.max(jnp.where(seen, lags, 0))
-    used = seen & (lags > last // 2) & (phi > NEGLIGIBLE * jnp.max(phi))
+    counts = seen & (phi > NEGLIGIBLE * jnp.max(phi))
+    last = jnp.max(jnp.where(counts, lags, 0))
+    vanished = last < jnp.max(jnp.where(seen, lags, 0))
+    used = counts & (lags > last // 2)
     log = jnp.where(used, jnp.log(jnp.where(used, phi, 1)), 0)
     mean = lambda values: jnp.sum(jnp.where(used, values, 0)) / jnp.maximum(jnp.sum(used, dtype=phi.dtype), 1)
     centred = jnp.where(used, lags - mean(lags), 0)
@@ -184,7 +187,7 @@ def relative_bias(phi: Array, size: Array, seen: Array) -> Array:
     beta = jnp.where(spread > 0, jnp.exp(jnp.sum(centred * log) / jnp.where(spread > 0, spread, 1)), jnp.inf)
     inside = jnp.where(beta < 1, beta, 0)
     decayed = jnp.sum(jnp.where(lags == last, phi, 0)) * inside ** jnp.maximum(lags + 1 - last, 1)
-    tail = jnp.where(beta < 1, decayed / (1 - inside), jnp.inf)
+    tail = jnp.where(vanished, 0, jnp.where(beta < 1, decayed / (1 - inside), jnp.inf))
     # summed from the far end, where the terms are small
     beyond = jnp.cumsum(phi[::-1])[::-1] - phi + tail
     guaranteed = size - beyond

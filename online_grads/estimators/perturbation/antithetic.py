@@ -63,34 +63,41 @@ def persistent(
     def update(state, params, xs, ys):
         k = found.check_segment(xs, ys)
         key, key_epsilon = jax.random.split(state.key)
-        epsilon, earlier, age = state.epsilon, state.earlier, state.age
         begun = resets_begun(found, xs)
-        if not stays:
-            epsilon = new = draw(key_epsilon)
-        elif walks or episodic:
-            due = jnp.array(False) if age is None else age == 0
-            needed = due if begun is None else due | begun[-1]
-            new = jax.lax.cond(needed, draw, lambda key: epsilon, key_epsilon)
-            epsilon = either(due, new, epsilon)
-        xi = jax.tree.map(jnp.add, earlier, epsilon) if walks else epsilon
-        # from the segment's first reset on, the new perturbation is in force
-        after = new if episodic and stays else None
+        epsilon, xi, candidate = perturbed(state, key_epsilon, begun)
+        after = candidate if episodic and stays else None
         members, seen = run(found, params, (epsilon, after), state.members, xs, ys, k, begun)
-        xis = [xi]
-        if episodic:
-            # a past that nothing of this segment has seen may be anything, infinite too
-            xis = [either(begun[0], new, xi), new]
-            epsilon, xi = either(begun[-1], (new, new), (epsilon, xi))
-            age = None if age is None else jnp.where(begun[-1], 0, age)
-            if walks:
-                earlier = either(begun[-1], jax.tree.map(jnp.zeros_like, earlier), earlier)
-        if not stays:
-            epsilon, earlier = None, xi
-        elif walks:
-            age = (age + 1) % resample
-            earlier = either(age == 0, xi, earlier)
+        # a past that nothing of this segment has seen may be anything, infinite too
+        xis = [either(begun[0], candidate, xi), candidate] if episodic else [xi]
         estimate = Estimate(contracted(xis, seen, sigma, k, params), seen.loss, seen.outputs, {})
-        return Particles(members, epsilon, earlier, age, key), estimate
+        return Particles(members, *carried(state, epsilon, xi, candidate, begun), key), estimate
+
+    def perturbed(state, key, begun):
+        """ε and ξ where a segment begins, and the perturbation that comes into force with its first reset."""
+        epsilon, candidate = state.epsilon, None
+        if not stays:
+            epsilon = candidate = draw(key)
+        elif walks or episodic:
+            due = state.age == 0 if walks else jnp.array(False)
+            needed = due | begun[-1] if episodic else due
+            candidate = jax.lax.cond(needed, draw, lambda key: state.epsilon, key)
+            epsilon = either(due, candidate, epsilon)
+        xi = jax.tree.map(jnp.add, state.earlier, epsilon) if walks else epsilon
+        return epsilon, xi, candidate
+
+    def carried(state, epsilon, xi, candidate, begun):
+        """(ε, the sum of those before it, its age) where a segment ends."""
+        earlier, age = state.earlier, state.age
+        if episodic:
+            nothing = jax.tree.map(jnp.zeros_like, (earlier, age))
+            new = candidate, candidate, nothing
+            epsilon, xi, (earlier, age) = either(begun[-1], new, (epsilon, xi, (earlier, age)))
+        if not stays:
+            return None, xi, None
+        if not walks:
+            return epsilon, None, None
+        age = (age + 1) % resample
+        return epsilon, either(age == 0, xi, earlier), age
 
     return Estimator(init, update)
 

@@ -71,6 +71,13 @@ def test_lags_that_no_probe_saw_are_extrapolated():
     assert jnp.all(jnp.isinf(relative_bias(phi, phi, jnp.arange(30) < 1)))
 
 
+@pytest.mark.parametrize("decay", [0.3, 0.0])
+def test_what_has_vanished_is_cut(decay):
+    """0.3^j is nothing after forty of two hundred lags, and without recurrence all is lag 0."""
+    estimate, _ = settled(decay, tolerance=0.1, longest=200)
+    assert estimate.info["truncation"] == (0 if decay == 0 else 2)
+
+
 def test_a_slow_part_beneath_a_fast_one_is_not_overlooked():
     """φ_j = ½^j + 0.01 · 0.99^j, seen up to 60: the far half decides, and the bound holds."""
     lags = jnp.arange(2000.0)
