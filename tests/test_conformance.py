@@ -61,7 +61,7 @@ def case(name, transform="plain", resets=False):
     estimator = TRANSFORMS[transform](ESTIMATORS[name].constructor(model, **options))
     params, hidden = model.init(jax.random.key(0))
     hidden = jax.tree.map(lambda h: h + 0.3, hidden)
-    return estimator, params, hidden, models.stream(model, 12)
+    return estimator, params, hidden, models.stream(model, STEPS)
 
 
 def close(one, other, tolerance=1e-10):
