@@ -152,8 +152,9 @@ def test_segments_change_nothing(window):
     assert relative_error(run(window), run(1)) <= 1e-10
 
 
+@pytest.mark.parametrize("jacobian", ["exact", "learned"])
 @pytest.mark.parametrize("last_only", [False, True])
-def test_the_end_of_an_episode_is_learned(last_only):
+def test_the_end_of_an_episode_is_learned(last_only, jacobian):
     """Episodes of four steps, decay 0.8, one feature per step: the credit is a sum of powers."""
     base = Model(
         init=lambda key: ({"w": jnp.asarray(0.3)}, {"h": jnp.zeros(1), "step": jnp.zeros((), jnp.int32)}),
@@ -174,6 +175,8 @@ def test_the_end_of_an_episode_is_learned(last_only):
         features=lambda hidden, y: jax.nn.one_hot(hidden["step"] - 1, 4),
         inner_optimizer=optax.sgd(0.5),
         copy_every=1,
+        jacobian=jacobian,  # learned it starts at 0.8, and is left alone
+        jacobian_optimizer=optax.sgd(0.0) if jacobian == "learned" else None,
     )
     state = estimator.init(params, start, key=jax.random.key(0))
     again = lambda state, _: (estimator.update(state, params, *episode)[0], None)
@@ -182,6 +185,23 @@ def test_the_end_of_an_episode_is_learned(last_only):
     np.testing.assert_allclose(state.learned.synthesiser[0], powers @ weights, atol=1e-8)
     _, estimate = estimator.update(state, params, *episode)
     np.testing.assert_allclose(estimate.grads["w"], jnp.mean(powers @ weights), atol=1e-8)
+
+
+def test_a_stream_that_begins_anew_does_not_dilute_what_the_others_learn():
+    """Of two streams one is reset at every step: Ĵ learns from the other as if that were alone."""
+    model = fixed_start(MODELS["gru"]())
+    params, hidden = model.init(jax.random.key(0))
+    (xs, resets), ys = stream(model, 6)
+    options = {"jacobian": "learned", "jacobian_optimizer": optax.sgd(0.1)}
+    alone = dni(model, **options)
+    state = alone.init(params, hidden, key=jax.random.key(1))
+    expected = alone.update(state, params, (xs, resets), ys)[0].learned.jacobian
+    both = batched(dni(model, axis_name="streams", **options), 2)
+    state = both.init(params, hidden, key=jax.random.key(1))
+    double = lambda leaf: jnp.stack([leaf, leaf], axis=1)
+    resets = jnp.stack([resets, ~resets], axis=1)
+    after, _ = both.update(state, params, (double(xs), resets), double(ys))
+    np.testing.assert_allclose(after.streams.learned.jacobian[1], expected, rtol=1e-10)
 
 
 def test_streams_begin_with_one_synthesiser():

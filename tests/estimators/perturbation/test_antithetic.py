@@ -162,7 +162,7 @@ def test_half_precision_parameters_are_unbiased(make):
     """ε and ξ are float32: bfloat16's own normal numbers have a mean."""
     half = jnp.bfloat16
     model = Model(
-        init=lambda key: (jnp.zeros(500, half), jnp.zeros((), jnp.float32)),
+        init=lambda key: (jnp.zeros(4000, half), jnp.zeros((), jnp.float32)),
         transition=lambda w, h, x: jnp.sum(w.astype(jnp.float32)),
         loss=lambda w, h, y: (h, h),
         example=(jnp.zeros(0), jnp.zeros(0)),
@@ -182,8 +182,8 @@ def test_half_precision_parameters_are_unbiased(make):
     grads = jax.jit(jax.vmap(one))(keys)
     assert grads.dtype == half
     mean = jnp.mean(grads.astype(jnp.float32))
-    # a pair's own estimate has the variance 501 in every entry, and 500 · 2000 of them are averaged
-    assert abs(float(mean) - 1) < 0.1
+    # the mean over the entries has the variance 2, that over all keys a deviation of 0.03
+    assert abs(float(mean) - 1) < 0.15
 
 
 def test_only_what_is_needed_is_drawn():
