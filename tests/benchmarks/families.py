@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from online_grads import cells, es_single, fbptt, from_cell, losses, pes, readouts, tbptt
 
-INPUTS, OUTPUTS, REPEATS = 8, 4, 7
+INPUTS, OUTPUTS, REPEATS = 8, 4, 15
 
 
 def model_of(n):

@@ -80,7 +80,9 @@ def fbptt(model: Model, *, horizon: int = 10, allow_unused: bool = False) -> Est
         pairs = stored.appended(state.past, steps.pairs)
         owed = jnp.concatenate([state.credit, steps.seen.credit])
         # the k uses that leave are slots 0 … k−1, each with the credit of the T−1 slots after it
-        credit = jax.lax.fori_loop(0, late, passed_back(theta, pairs, owed, k), owed[late:])
+        back = passed_back(theta, pairs, owed, k)
+        # unrolled, for a step of a small network takes no longer than a turn of the loop
+        credit = jax.lax.fori_loop(0, late, back, owed[late:], unroll=4)
         filled = state.past.filled + k
         known = stored.known(filled, late + k)[:k]
         # a blank slot may not even be differentiable: the first step stands in for it
