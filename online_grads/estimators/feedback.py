@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis, check_key
-from online_grads.patterns import dependence
+from online_grads.dependence import dependence
 from online_grads.structure import Site, Structure
 from online_grads.types import Array
 

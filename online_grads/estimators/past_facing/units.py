@@ -10,8 +10,8 @@ import numpy as np
 from scipy import sparse
 
 from online_grads.analysis import Analysis
+from online_grads.dependence import dependence
 from online_grads.linearize import Weights
-from online_grads.patterns import dependence
 
 
 def reachable(structure: Weights, steps: int, *, within: sparse.csr_matrix) -> list[list]:
