@@ -46,10 +46,14 @@ class Leaves:
         self.weights = [shapes[number] for number in analysis.moving]
         self.trained = len(self.weights)
         h, rest = jax.eval_shape(analysis.flat.split, analysis.hidden)
-        if forward:
-            require_differentiable(
-                lambda at, given: self.move(at[0], at[1], *given)[0], (self.weights, h), (rest, analysis.x)
+        if self.weights and not analysis.flat.size:
+            names = ", ".join(analysis.names[number] for number in analysis.moving)
+            raise ValueError(
+                f"the hidden state has no floating-point entry, so that no gradient reaches {names}; "
+                "es, pes and es_single differentiate nothing"
             )
+        step = lambda at, given: self.move(at[0], at[1], *given)[0]
+        require_differentiable(step, (self.weights, h), (rest, analysis.x), forward=forward)
 
     def effective(self, params):
         """The leaves themselves."""

@@ -213,8 +213,10 @@ class Structure:
         return dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
 
 
-def require_differentiable(step: Callable, at, given, called: str = "the transition") -> None:
-    """Refuse a `step(at, given)` -> array that JAX cannot differentiate in `at`, forwards and backwards.
+def require_differentiable(
+    step: Callable, at, given, called: str = "the transition", *, forward: bool = True
+) -> None:
+    """Refuse a `step(at, given)` -> array that JAX cannot differentiate in `at`, backwards and `forward`.
 
     Raises:
         ValueError: with what JAX says.
@@ -222,18 +224,23 @@ def require_differentiable(step: Callable, at, given, called: str = "the transit
 
     def both(at, given):
         one = lambda at: step(at, given)
-        # under vmap, because only batching and running show that a rule has no forward mode
-        jax.vmap(lambda tangent: jax.jvp(one, (at,), (tangent,)))(jax.tree.map(lambda leaf: leaf[None], at))
+        if forward:
+            # under vmap, because only batching and running show that a rule has no forward mode
+            jax.vmap(lambda tangent: jax.jvp(one, (at,), (tangent,)))(
+                jax.tree.map(lambda leaf: leaf[None], at)
+            )
         moved, pull = jax.vjp(one, at)
         return pull(moved)
 
     try:
         jax.eval_shape(both, at, given)
     except (TypeError, ValueError, NotImplementedError) as error:
-        raise ValueError(
-            f"{called} must be differentiable in forward and in reverse mode; where it uses a "
-            f"custom_vjp, define a custom_jvp instead. JAX says: {error}"
-        ) from error
+        modes = (
+            "forward and in reverse mode; where it uses a custom_vjp, define a custom_jvp instead"
+            if forward
+            else "reverse mode; es, pes and es_single differentiate nothing"
+        )
+        raise ValueError(f"{called} must be differentiable in {modes}. JAX says: {error}") from error
 
 
 class _Product(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from online_grads import ESTIMATORS, averaged, batched, gradient, hidden_of, learner, memory, scan
+from online_grads import ESTIMATORS, Model, averaged, batched, gradient, hidden_of, learner, memory, scan
 from online_grads.types import Estimate
 from tests import models
 
@@ -210,6 +210,25 @@ def test_a_reset_makes_two_separate_streams(name):
             # without the reset the streams are not separate
             with pytest.raises(AssertionError):
                 assert_same_end(update(state, params, (xs, calm), ys)[0], fresh_end)
+
+
+@EVERY
+def test_no_parameter_gets_a_silent_zero_from_a_state_without_numbers(name):
+    """An integer hidden state has no derivative: refused, unless nothing is differentiated."""
+    model = Model(
+        init=lambda key: ({"w": jnp.ones(3), "v": jnp.ones(())}, jnp.zeros((), jnp.int32)),
+        transition=lambda params, h, x: h + jnp.argmax(params["w"] * x).astype(jnp.int32),
+        loss=lambda params, h, y: ((params["v"] * h.astype(float) - y) ** 2, ()),
+        example=(jnp.zeros(3), jnp.zeros(())),
+    )
+    if ESTIMATORS[name].family != "perturbation":
+        with pytest.raises(ValueError, match="no floating-point entry"):
+            ESTIMATORS[name].constructor(model)
+        return
+    estimator = ESTIMATORS[name].constructor(model, sigma=1.0)
+    stream = jax.random.normal(jax.random.key(0), (4, 3)), jnp.ones(4)
+    grads = gradient(estimator, *model.init(None), *stream, key=jax.random.key(1))
+    assert jnp.all(grads["w"] != 0)
 
 
 @EVERY

@@ -76,6 +76,18 @@ def test_a_custom_vjp_serves(make):
 
 
 @EVERY
+def test_a_transition_without_reverse_mode_is_refused_at_once(make):
+    base = MODELS["vanilla"]()
+
+    def transition(params, h, x):
+        halve = lambda h: 0.5 * base.transition(params, h, x)
+        return jax.lax.while_loop(lambda h: jnp.sum(h**2) > 1, halve, h)
+
+    with pytest.raises(ValueError, match="must be differentiable in reverse mode; es, pes and es_single"):
+        make(base._replace(transition=transition))
+
+
+@EVERY
 def test_half_precision_stays_half(make):
     model = MODELS["gru"]()
     half = lambda tree: jax.tree.map(lambda s: s.astype(jnp.bfloat16), tree)
