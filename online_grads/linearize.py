@@ -46,12 +46,7 @@ class Leaves:
         self.weights = [shapes[number] for number in analysis.moving]
         self.trained = len(self.weights)
         h, rest = jax.eval_shape(analysis.flat.split, analysis.hidden)
-        if self.weights and not analysis.flat.size:
-            names = ", ".join(analysis.names[number] for number in analysis.moving)
-            raise ValueError(
-                f"the hidden state has no floating-point entry, so that no gradient reaches {names}; "
-                "es, pes and es_single differentiate nothing"
-            )
+        _require_numbers(analysis)
         step = lambda at, given: self.move(at[0], at[1], *given)[0]
         require_differentiable(step, (self.weights, h), (rest, analysis.x), forward=forward)
 
@@ -68,10 +63,21 @@ class Leaves:
         return self._analysis.transition(weights, h, rest, x)
 
 
+def _require_numbers(analysis: Analysis) -> None:
+    """Refuse a hidden state that has no derivative, where parameters move it."""
+    if analysis.moving and not analysis.flat.size:
+        names = ", ".join(analysis.names[number] for number in analysis.moving)
+        raise ValueError(
+            f"the hidden state has no floating-point entry, so that no gradient reaches {names}; "
+            "es, pes and es_single differentiate nothing"
+        )
+
+
 class Weights(Structure):
     """Gradients formed for the effective weights of the transition, with their structure."""
 
     def __init__(self, analysis: Analysis, *, dense: bool):
+        _require_numbers(analysis)
         shapes = jax.tree.leaves(analysis.params)
         theta = [shapes[number] for number in analysis.moving]
         names = [analysis.names[number] for number in analysis.moving]
