@@ -114,21 +114,8 @@ def _folder(asked: Path | None, default: Path) -> Path:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    rows = [
-        (
-            "name",
-            "family",
-            "structure",
-            "noise",
-            "update",
-            "bias",
-            "time",
-            "memory",
-            "needs",
-            "delay",
-            "reference",
-        )
-    ]
+    header = "name family structure noise update bias time memory needs delay reference"
+    rows = [tuple(header.split())]
     for name, row in ESTIMATORS.items():
         kinds = ("random" if row.stochastic else "none", "closed form" if row.closed_form else "numerical")
         costs = (row.time, row.memory, row.needs, row.delay)
