@@ -4,7 +4,7 @@ Everything here works from shapes alone. What does not fit is refused here, befo
 compiles, in words that name the leaf, what was expected and what came.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -161,12 +161,17 @@ def _check_params(params):
             )
 
 
-def _shapes(name, function, params, hidden, third, value):
+def shapes_of(failure: str, function: Callable, *args):
+    """The shapes of a user's function; what it raises becomes a ValueError that begins with `failure`."""
     try:
-        return jax.eval_shape(function, params, hidden, value)
+        return jax.eval_shape(function, *args)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        given = f"params {_show(params)}, hidden {_show(hidden)}, {third} {_show(value)}"
-        raise ValueError(f"model.{name} fails on {given}: {error}") from error
+        raise ValueError(f"{failure}: {error}") from error
+
+
+def _shapes(name, function, params, hidden, third, value):
+    given = f"params {_show(params)}, hidden {_show(hidden)}, {third} {_show(value)}"
+    return shapes_of(f"model.{name} fails on {given}", function, params, hidden, value)
 
 
 def _used(function, params, hidden, value) -> list[int]:

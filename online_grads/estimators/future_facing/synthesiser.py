@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from online_grads.analysis import Analysis
+from online_grads.analysis import Analysis, shapes_of
 from online_grads.readouts import Readout
 
 
@@ -44,7 +44,7 @@ def size_of(features: Callable, found: Analysis) -> int:
     """
     if not callable(features):
         raise TypeError(f"features must be a function (hidden, y) -> [m], got {features!r}")
-    shape = _shapes("features fail on (hidden, y)", features, found.hidden, found.y)
+    shape = shapes_of("features fail on (hidden, y)", features, found.hidden, found.y)
     if getattr(shape, "ndim", None) != 1 or shape.dtype != found.flat.dtype:
         raise ValueError(f"features must return a vector [m] of dtype {found.flat.dtype}, got {shape}")
     return shape.shape[0]
@@ -65,21 +65,14 @@ def checked(synthesiser, m: int, n: int, dtype) -> Readout:
     if not isinstance(synthesiser, tuple) or len(synthesiser) != 2 or not all(map(callable, synthesiser)):
         raise TypeError(f"synthesiser must be a pair of functions (init, apply), got {synthesiser!r}")
     pair = Readout(*synthesiser)
-    params = _shapes(
+    params = shapes_of(
         "the synthesiser's init fails on a key", pair.init, jax.eval_shape(lambda: jax.random.key(0))
     )
     features = jax.ShapeDtypeStruct((m,), dtype)
-    credit = _shapes(f"the synthesiser fails on features [{m}]", pair.apply, params, features)
+    credit = shapes_of(f"the synthesiser fails on features [{m}]", pair.apply, params, features)
     if getattr(credit, "shape", None) != (n,) or credit.dtype != dtype:
         raise ValueError(
             f"the synthesiser must map features [{m}] to a credit like the hidden state, {dtype}[{n}], "
             f"got {credit}"
         )
     return pair
-
-
-def _shapes(failure: str, function: Callable, *args):
-    try:
-        return jax.eval_shape(function, *args)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{failure}: {error}") from error
