@@ -72,6 +72,13 @@ def given(cell):
     return with_two._replace(xs=xs, exact=exact_gradient(*with_two[:3], xs, ys))
 
 
+def seen_unbiased(form, cell, request):
+    """Whether the test of unbiasedness passes."""
+    estimator, window = made(form)
+    drawn = samples(estimator, given(cell), window, request.config.getoption("--keys"))
+    return verdict(*drawn).unbiased
+
+
 @pytest.mark.parametrize(("form", "cell"), CASES)
 def test_unbiased(form, cell, request):
     estimator, window = made(form)
@@ -93,10 +100,7 @@ def test_signs_of_the_wrong_size_are_seen(form, monkeypatch, request):
     """Noise with E[νν] = 0.8 shrinks the past: the same test fails."""
     rademacher = jax.random.rademacher
     monkeypatch.setattr(jax.random, "rademacher", lambda *args: 0.8**0.5 * rademacher(*args))
-    estimator, window = made(form)
-    assert not verdict(
-        *samples(estimator, given("vanilla"), window, request.config.getoption("--keys"))
-    ).unbiased
+    assert not seen_unbiased(form, "vanilla", request)
 
 
 @pytest.mark.parametrize("form", PARTICLES)
@@ -104,10 +108,7 @@ def test_perturbations_of_the_wrong_size_are_seen(form, monkeypatch, request):
     """The same, with E[ε²] = 0.8 σ²."""
     normal = jax.random.normal
     monkeypatch.setattr(jax.random, "normal", lambda *args: 0.8**0.5 * normal(*args))
-    estimator, window = made(form)
-    assert not verdict(
-        *samples(estimator, given("quadratic"), window, request.config.getoption("--keys"))
-    ).unbiased
+    assert not seen_unbiased(form, "quadratic", request)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from online_grads import artbp, batched, gradient, tbptt
+from online_grads import Model, artbp, batched, gradient, tbptt
 from online_grads.estimators.future_facing import artbp as artbp_file
 from tests.models import MODELS, problem, relative_error
 
@@ -85,6 +85,22 @@ def test_the_mean_length_is_one_over_the_cut(alpha):
     _, estimate = jax.jit(estimator.update)(state, params, xs, ys)
     assert estimate.info["forced_cuts"] == 0
     np.testing.assert_allclose(20_000 / estimate.info["cuts"], 5.0, rtol=0.06)
+
+
+def test_half_precision_does_not_change_the_chance_of_a_cut():
+    """bfloat16 counts uniform numbers in steps of 1/128: a cut in 100 would come in 63."""
+    model = Model(
+        init=lambda key: (jnp.ones((), jnp.bfloat16), jnp.zeros((), jnp.bfloat16)),
+        transition=lambda w, h, x: w * x,
+        loss=lambda w, h, y: (h, ()),
+        example=(jax.ShapeDtypeStruct((), jnp.bfloat16), jnp.zeros(0)),
+    )
+    estimator = artbp(model, cut=0.01, longest=2000)
+    state = estimator.init(*model.init(None), key=jax.random.key(1))
+    xs, ys = jnp.ones(40_000, jnp.bfloat16), jnp.zeros((40_000, 0))
+    _, estimate = jax.jit(estimator.update)(state, model.init(None)[0], xs, ys)
+    # 400 expected, give or take 20
+    assert 320 < estimate.info["cuts"] < 480
 
 
 def test_cuts_may_be_tracers_and_differ_between_streams():

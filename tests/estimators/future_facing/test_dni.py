@@ -144,6 +144,17 @@ def test_dni_b_moves_as_its_equations_say():
         assert relative_error(estimate.grads["cell"], expected) <= 1e-10
 
 
+def test_a_learned_jacobian_starts_finite_where_silence_is_no_input():
+    """The input is a time step, and this network divides by it."""
+    base = MODELS["vanilla"]()
+    model = base._replace(transition=lambda p, h, x: base.transition(p, h / jnp.sum(x**2), x))
+    params, hidden = model.init(jax.random.key(0))
+    state = dni(model, jacobian="learned").init(params, hidden, key=jax.random.key(1))
+    assert jnp.all(jnp.isfinite(state.learned.jacobian))
+    exact = jax.jacobian(lambda h: model.transition(params, h, jnp.zeros(INPUTS)))(hidden)
+    assert not jnp.all(jnp.isfinite(exact))
+
+
 @pytest.mark.parametrize("window", [2, 8])
 def test_segments_change_nothing(window):
     given = problem("columns", 8)
