@@ -187,13 +187,14 @@ class Segment:
         its factors are stacked vectors.
 
         Returns:
-            Φ [n, n], and per trained site a pair: for a synapse (δ [b, n, batch, post], v [b, batch,
-            pre]) with ∂h_b/∂w = Σ_t δ_t ⊗ v_t, for a direct use the sum itself [n, batch, post] and
-            None.
+            Φ [n, n], and per trained drive a pair: (δ [b, n, batch, post], v [b, batch, pre]) with
+            ∂h_b/∂w = Σ_t δ_t ⊗ v_t, or, where it has no synapse and v is 1, the sum itself
+            [n, batch, post] and None.
         """
         structure = self._coordinates
-        synapses = [site for site in structure.trained_sites if not site.direct]
-        zeros = structure.trained_zeros()
+        drives = structure.trained_drives
+        zeros = structure.zeros(drives)
+        constant = [structure.is_constant(drive) for drive in drives]
 
         def body(carry, stored):
             rows, sums = carry
@@ -201,19 +202,19 @@ class Segment:
 
             def step(h, perturb):
                 h, _, presynaptic, _ = structure.step(self.weights, h, rest, x, perturb=perturb)
-                return h, presynaptic
+                vectors = [None if c else structure.gather(d, presynaptic) for d, c in zip(drives, constant, strict=True)]
+                return h, vectors
 
-            _, pull, presynaptic = jax.vjp(step, h, zeros, has_aux=True)
+            _, pull, vectors = jax.vjp(step, h, zeros, has_aux=True)
             rows, deltas = jax.vmap(pull)(rows)
-            deltas = [d for d in deltas if d is not None]
-            sums = [total + delta for total, delta in zip(sums, deltas[len(synapses) :], strict=True)]
-            return (rows, sums), (deltas[: len(synapses)], presynaptic)
+            sums = [s + d if c else None for s, d, c in zip(sums, deltas, constant, strict=True)]
+            deltas = [None if c else d for d, c in zip(deltas, constant, strict=True)]
+            return (rows, sums), (deltas, vectors)
 
         n = self.h.shape[1]
         rows = jnp.eye(n, dtype=self.h.dtype)
-        sums = [jnp.zeros((n, *z.shape), z.dtype) for z in zeros if z is not None][len(synapses) :]
-        (rows, sums), (deltas, presynaptic) = jax.lax.scan(
+        sums = [jnp.zeros((n, *z.shape), z.dtype) if c else None for z, c in zip(zeros, constant, strict=True)]
+        (rows, sums), (deltas, vectors) = jax.lax.scan(
             body, (rows, sums), (self.before, self.xs), self._length, reverse=True
         )
-        presynaptic = [v for v, z in zip(presynaptic, zeros, strict=False) if z is not None]
-        return rows, [*zip(deltas, presynaptic, strict=True), *((total, None) for total in sums)]
+        return rows, [(s, None) if c else (d, v) for s, d, v, c in zip(sums, deltas, vectors, constant, strict=True)]

@@ -45,13 +45,18 @@ class Patterns:
         self._given_held = (*self._given, drives)
 
     @cached_property
-    def sites(self) -> list[sparse.csr_matrix]:
-        """Per site the entries of h' that its drive (or weight) can reach, D_l: [n, batch·post]."""
+    def drives(self) -> list[sparse.csr_matrix]:
+        """Per drive the entries of h' that it can reach, D: [n, batch·post]."""
         return self._reached(lambda h, drives: h)
+
+    @property
+    def sites(self) -> list[sparse.csr_matrix]:
+        """Per site the entries of h' that its drive can reach, D_l: [n, batch·post]."""
+        return [self.drives[number] for number in self._structure.drive_of]
 
     @cached_property
     def between(self) -> list[sparse.csr_matrix]:
-        """Per site the drives of the same step that it reaches, all synapses' below one another."""
+        """Per drive the synapses of the same step that it reaches, all of them below one another."""
         return self._reached(
             lambda h, drives: jnp.concatenate([h[:0], *(z.ravel().astype(h.dtype) for z in drives)])
         )
@@ -103,17 +108,17 @@ class Patterns:
         return sparse.csr_matrix(total)
 
     def _reached(self, result: Callable) -> list[sparse.csr_matrix]:
-        """Per site the pattern of `result(h', drives)` with respect to its perturbation."""
+        """Per drive the pattern of `result(h', drives)` with respect to its perturbation."""
         structure = self._structure
-        splits = np.cumsum([site.batch * site.post for site in structure.sites])
-        if not structure.sites:
+        splits = np.cumsum([drive.batch * drive.post for drive in structure.drives])
+        if not structure.drives:
             return []
 
         def reached(flat, weights, rest, x, h):
             pieces = jnp.split(flat, splits[:-1])
             perturb = [
-                piece.reshape(site.batch, site.post).astype(site.dtype)
-                for piece, site in zip(pieces, structure.sites, strict=True)
+                piece.reshape(drive.batch, drive.post).astype(drive.dtype)
+                for piece, drive in zip(pieces, structure.drives, strict=True)
             ]
             h_t, _, _, drives = structure.step(weights, h, rest, x, perturb=perturb)
             return result(h_t, drives)
@@ -121,8 +126,8 @@ class Patterns:
         vector = jax.ShapeDtypeStruct((int(splits[-1]),), self._h.dtype)
         pattern = dependence(reached, vector, given=(*self._given, self._h)).tocsc()
         return [
-            pattern[:, end - site.batch * site.post : end]
-            for end, site in zip(splits, structure.sites, strict=True)
+            pattern[:, end - drive.batch * drive.post : end]
+            for end, drive in zip(splits, structure.drives, strict=True)
         ]
 
     def _hold(self, h, weights, rest, x, drives):

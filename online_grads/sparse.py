@@ -33,7 +33,7 @@ class SparseJacobian:
     def flowing_colours(self) -> "_Columns | None":
         """The colours of all drives, None where n VJPs are fewer."""
         n = self.patterns.held.shape[0]
-        reach = sparse.hstack([sparse.csr_matrix((n, 0), dtype=bool), *self.patterns.sites], format="csr")
+        reach = sparse.hstack([sparse.csr_matrix((n, 0), dtype=bool), *self.patterns.drives], format="csr")
         # a row needs as many colours as it has entries: beyond n of them, n VJPs give all of D
         return _Columns(reach) if np.diff(reach.indptr).max(initial=0) <= n else None
 
@@ -98,9 +98,8 @@ class Entries:
     def __init__(self, jacobian: SparseJacobian, weights, h, rest, x):
         self._jacobian, self._structure = jacobian, jacobian.structure
         self._weights, self._at = weights, (h, rest, x)
-        sites = self._structure.sites
-        zeros = [jnp.zeros((site.batch, site.post), site.dtype) for site in sites]
-        self._ends = np.cumsum([site.batch * site.post for site in sites])
+        zeros = self._structure.zeros(self._structure.drives)
+        self._starts = np.cumsum([0, *(z.size for z in zeros)])
 
         def flowing(perturb):
             h_t, _, presynaptic, drives = self._structure.step(weights, h, rest, x, perturb=perturb)
@@ -114,15 +113,14 @@ class Entries:
             _, push, (self.presynaptic, self._drives) = jax.linearize(flowing, zeros, has_aux=True)
 
             def seeded(tangent):
-                pieces = [tangent[end - z.size : end] for end, z in zip(self._ends, zeros, strict=True)]
+                pieces = [tangent[a : a + z.size] for a, z in zip(self._starts[:-1], zeros, strict=True)]
                 return push([p.reshape(z.shape).astype(z.dtype) for p, z in zip(pieces, zeros, strict=True)])
 
             self._reach = jax.vmap(seeded)(jnp.asarray(self._jacobian.flowing_colours.seeds, h.dtype))
 
     def drive(self, number: int, rows, columns) -> Array:
-        """D_l at positions of any shape, l the site's number."""
-        site = self._structure.sites[number]
-        columns = columns + self._ends[number] - site.batch * site.post
+        """D at positions of any shape, for the drive of this number."""
+        columns = columns + self._starts[number]
         if self._jacobian.flowing_colours is None:
             return self._reach[rows, columns]
         return self._reach[self._jacobian.flowing_colours.colours[columns], rows]
@@ -157,7 +155,7 @@ class Entries:
                 continue
             (d_rows, d_columns), w_entries, (v_rows, v_columns), valid = terms
             products = (
-                self.drive(number, d_rows, d_columns)
+                self.drive(structure.drive_of[number], d_rows, d_columns)
                 * structure.matrix(structure.sites[number], self._weights).ravel()[w_entries].astype(h.dtype)
                 * self._below[plan.held_colours.colours[v_columns], v_rows]
             )

@@ -12,6 +12,9 @@ is 1), so that for every site, with D_l = ∂h'/∂ε_l,
 
     ∂h'/∂w_l[j, i] = D_l[:, i] v_l[j]
 
+Sites that are only added up, W h + U x + b, share their D: together they are one **drive**, with the
+presynaptic vector [h; x; 1].
+
 The perturbation *flows*: later drives of the same step react. With the drives *held* at given
 values, what is left of ∂h'/∂h is J₀, and J = J₀ + Σ_l D_l w_lᵀ V_l with V_l = ∂v_l/∂h (drives held).
 
@@ -27,10 +30,8 @@ import jax
 import jax.numpy as jnp
 
 from online_grads import jaxprs
+from online_grads.split import Product, Split, smaller_as_parameters
 from online_grads.types import Array
-
-# Beside dot_general the primitives that sum over entries, or may hide such a sum in their body.
-_MIXING = {"conv_general_dilated", "scan", "while", "cond"}
 
 
 class Site(NamedTuple):
@@ -45,6 +46,20 @@ class Site(NamedTuple):
     dtype: Any  # of the drive
 
 
+class Drive(NamedTuple):
+    """Sites that are only added up, z [batch, post]: a perturbation of one is one of all."""
+
+    sites: tuple[int, ...]  # numbers, synapses first
+    batch: int
+    post: int
+    dtype: Any
+
+    @property
+    def at(self) -> int:
+        """The number of the site at which a perturbation is added."""
+        return self.sites[0]
+
+
 class Structure:
     """The split of one transition.
 
@@ -54,6 +69,8 @@ class Structure:
         trained: how many weights are trained.
         names: for every trained weight, the names of the parameter leaves that it is made of.
         sites: where the weights act, synapses first, in the order in which they are computed.
+        drives: the sums of sites, those of trained weights first.
+        drive_of: per site the number of its drive.
         tangled: the names of trained weights that meet h in a product that is no synapse.
     """
 
@@ -91,8 +108,8 @@ class Structure:
 
         closed = jaxprs.trace(on_leaves, *leaves)
         variables = closed.jaxpr.invars[: len(params)]
-        whole = _smaller_as_parameters(_Split(closed, variables, ()), dense)
-        self._split = split = _Split(closed, variables, whole)
+        whole = smaller_as_parameters(Split(closed, variables, ()), dense)
+        self._split = split = Split(closed, variables, whole)
         self._products = {id(p.equation): i for i, p in enumerate(split.products)}
         self.weights = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in split.weights]
         self.trained = split.trained
@@ -101,11 +118,18 @@ class Structure:
         self.names = [", ".join(name_of[v] for v in variables if v in made) for made in made_of]
         index = {v: i for i, v in enumerate(split.weights)}
         self.tangled = [self.names[index[v]] for v in split.tangled(h=closed.jaxpr.invars[len(params)])]
-        self.sites = [p.site(index[p.weight]) for p in split.products]
+        self.sites = [_site(p, index[p.weight]) for p in split.products]
         self.sites += [_direct_site(index[v], v.aval) for v in split.direct]
+        sums = [numbers for found in split.sums() for numbers in _alike(self.sites, found)]
+        drives = [_drive(self.sites, numbers) for numbers in sums]
+        is_trained = lambda drive: any(self.sites[number].weight < self.trained for number in drive.sites)
+        self.drives = sorted(drives, key=lambda drive: (not is_trained(drive), drive.sites))
+        self.trained_drives = [drive for drive in self.drives if is_trained(drive)]
+        owner = {number: i for i, drive in enumerate(self.drives) for number in drive.sites}
+        self.drive_of = [owner[number] for number in range(len(self.sites))]
         require_differentiable(
             lambda at, given: self.step(given[0], at[0], *given[1:], perturb=at[1])[0],
-            (h, self.trained_zeros()),
+            (h, self.zeros(self.trained_drives)),
             (self.weights, rest, x),
             called,
         )
@@ -153,12 +177,43 @@ class Structure:
         """The sites of trained weights."""
         return [self.sites[number] for number in self.trained_numbers]
 
-    def trained_zeros(self) -> list[Array | None]:
-        """A zero perturbation [batch, post] for every site of a trained weight, None for the others."""
-        return [
-            jnp.zeros((site.batch, site.post), site.dtype) if site.weight < self.trained else None
-            for site in self.sites
-        ]
+    def zeros(self, drives: Sequence[Drive]) -> list[Array]:
+        """A zero perturbation [batch, post] for each of the drives."""
+        return [jnp.zeros((drive.batch, drive.post), drive.dtype) for drive in drives]
+
+    def members(self, drive: Drive) -> list[int]:
+        """The numbers of the drive's sites of trained weights, in the order of its presynaptic vector."""
+        return [number for number in drive.sites if self.sites[number].weight < self.trained]
+
+    def is_constant(self, drive: Drive) -> bool:
+        """Whether the drive's presynaptic vector is constant, 1 for every direct use."""
+        return all(self.sites[number].direct for number in self.members(drive))
+
+    def name(self, drive: Drive) -> str:
+        """The names of the drive's trained weights."""
+        return ", ".join(self.names[self.sites[number].weight] for number in self.members(drive))
+
+    def pre(self, drive: Drive) -> int:
+        """The entries of the drive's presynaptic vector."""
+        return sum(self.sites[number].pre for number in self.members(drive))
+
+    def gather(self, drive: Drive, presynaptic: Sequence[Array]) -> Array:
+        """The drive's presynaptic vector [batch, pre] from those of all synapses; a direct use has a 1."""
+        members = [self.sites[number] for number in self.members(drive)]
+        synapses = [n for n, site in zip(self.members(drive), members, strict=True) if not site.direct]
+        ones = jnp.ones((drive.batch, len(members) - len(synapses)), drive.dtype)
+        return jnp.concatenate([*(presynaptic[n].astype(drive.dtype) for n in synapses), ones], axis=1)
+
+    def spread(self, drives: Sequence[Drive], grads: Sequence[Array]) -> list[Array]:
+        """Per trained weight the sum over its sites of gradients [batch, pre, post] of their drives."""
+        pieces = {}
+        for drive, grad in zip(drives, grads, strict=True):
+            end = 0
+            for number in self.members(drive):
+                site, start = self.sites[number], end
+                end += site.pre
+                pieces[number] = self.along(site, grad[:, start:end], pre=True, post=True)
+        return self.collect([pieces[number] for number in self.trained_numbers])
 
     def step(self, weights, h, rest, x, *, perturb=None, hold=None, drive=None):
         """One transition from effective weights.
@@ -166,7 +221,7 @@ class Structure:
         Args:
             weights: as `effective` returns them.
             h, rest, x: hidden vector [n], other hidden leaves, input.
-            perturb: per site an ε [batch, post] that is added to its drive, or None.
+            perturb: an ε [batch, post] for the first of `drives`, the others stay as they are.
             hold: per synapse a drive [batch, post] that replaces the computed one.
             drive: (number of the synapse, v [batch, pre], z [batch, post]) -> the z that is used.
 
@@ -179,8 +234,9 @@ class Structure:
         env.update(zip(split.weights, weights, strict=True))
         env.update(zip(split.inputs, jax.tree.leaves((h, rest, x)), strict=True))
         synaptic = dict(zip(split.weights, weights, strict=True))
-        for site, epsilon in zip(self.sites, perturb or (), strict=perturb is not None):
-            if site.direct and epsilon is not None:
+        moved = {drive.at: epsilon for drive, epsilon in zip(self.drives, perturb or (), strict=False)}
+        for number, epsilon in moved.items():
+            if (site := self.sites[number]).direct:
                 env[split.weights[site.weight]] += epsilon.reshape(self.weights[site.weight].shape)
         presynaptic, drives = [], []
         for equation in split.after:
@@ -198,8 +254,8 @@ class Structure:
                 # a direct use of the same weight is a site of its own: the product reads it unperturbed
                 operands[product.side] = synaptic[product.weight]
                 value = jaxprs.bind(equation, operands)[0].reshape(site.batch, site.post)
-                if perturb is not None and perturb[number] is not None:
-                    value = value + perturb[number]
+                if number in moved:
+                    value = value + moved[number]
             if drive is not None:
                 value = drive(number, presynaptic[-1], value)
             drives.append(value)
@@ -243,80 +299,10 @@ def require_differentiable(
         raise ValueError(f"{called} must be differentiable in {modes}. JAX says: {error}") from error
 
 
-class _Product(NamedTuple):
-    """A dot_general of a weight with a vector."""
-
-    equation: Any
-    weight: Any  # variable
-    side: int  # of the weight among the operands
-    vector_axes: tuple  # transposes the vector to (batch, contracted, free) axes
-    matrix_axes: tuple  # the weight's batch, contracted and free axes
-
-    def site(self, weight: int) -> Site:
-        shape, dtype = self.weight.aval.shape, self.equation.outvars[0].aval.dtype
-        batch, pre, post = (math.prod(shape[axis] for axis in axes) for axes in self.matrix_axes)
-        return Site(weight, self.matrix_axes, batch, pre, post, direct=False, dtype=dtype)
-
-
-class _Split:
-    """The equations that make the weights, and those after them; leaves in `whole` are weights."""
-
-    def __init__(self, closed, params, whole):
-        self.closed, self.params = closed, params
-        self.inputs, self.outputs = closed.jaxpr.invars[len(params) :], closed.jaxpr.outvars
-        constants, known = set(closed.jaxpr.constvars), set(params)
-        self.made_of = {v: frozenset([v]) for v in params}
-        self.constant, self.before, self.after = [], [], []
-        for equation in jaxprs.live_equations(closed):
-            operands = [a for a in equation.invars if not jaxprs.is_literal(a)]
-            if constants.issuperset(operands):
-                self.constant.append(equation)
-                self.before.append(equation)
-                constants.update(equation.outvars)
-            elif all(a in constants or (a in known and a not in whole) for a in operands):
-                self.before.append(equation)
-                known.update(equation.outvars)
-                sources = frozenset().union(*(self.made_of.get(a, ()) for a in operands))
-                self.made_of.update(dict.fromkeys(equation.outvars, sources))
-            else:
-                self.after.append(equation)
-
-        self.products, used = [], {}  # dicts serve as ordered sets
-        for equation in self.after:
-            product = _synapse(equation, known) or _synapse(equation, constants)
-            if product is not None:
-                self.products.append(product)
-            others = [a for i, a in enumerate(equation.invars) if product is None or i != product.side]
-            used |= {a: None for a in others if not jaxprs.is_literal(a) and a in known}
-        used |= {a: None for a in self.outputs if not jaxprs.is_literal(a) and a in known}
-        self.direct = [v for v in used if jnp.issubdtype(v.aval.dtype, jnp.inexact)]
-        synaptic = {p.weight: None for p in self.products}
-        trained = [v for v in synaptic | dict.fromkeys(self.direct) if v in known]
-        self.trained = len(trained)
-        self.weights = list(dict.fromkeys([*trained, *synaptic, *used]))
-
-    def tangled(self, h) -> list:
-        """The trained weights that an equation mixes with what h reaches, without being a synapse."""
-        made_of = {weight: {weight} for weight in self.weights[: self.trained]}
-        reached, found = {h}, set()
-        synapses = {id(product.equation) for product in self.products}
-        for equation in self.after:
-            operands = [a for a in equation.invars if not jaxprs.is_literal(a)]
-            weights = set().union(*(made_of.get(a, ()) for a in operands if a not in reached))
-            if reached.isdisjoint(operands):
-                made_of.update(dict.fromkeys(equation.outvars, weights))
-                continue
-            reached.update(equation.outvars)
-            if _mixes(equation) and id(equation) not in synapses:
-                found |= weights
-        return [weight for weight in self.weights if weight in found]
-
-
-def _mixes(equation) -> bool:
-    if equation.primitive.name == "dot_general":
-        contracted, _ = equation.params["dimension_numbers"]
-        return bool(contracted[0])  # an elementwise product mixes nothing
-    return equation.primitive.name in _MIXING
+def _site(product: Product, weight: int) -> Site:
+    shape, dtype = product.weight.aval.shape, product.equation.outvars[0].aval.dtype
+    batch, pre, post = (math.prod(shape[axis] for axis in axes) for axes in product.matrix_axes)
+    return Site(weight, product.matrix_axes, batch, pre, post, direct=False, dtype=dtype)
 
 
 def _direct_site(weight: int, aval) -> Site:
@@ -324,57 +310,17 @@ def _direct_site(weight: int, aval) -> Site:
     return Site(weight, axes, 1, 1, math.prod(aval.shape), direct=True, dtype=aval.dtype)
 
 
-def _synapse(equation, candidates) -> _Product | None:
-    """The product of a matrix among `candidates` with a vector that this equation is, if it is one."""
-    if equation.primitive.name != "dot_general":
-        return None
-    left, right = equation.invars
-    if left is right:
-        return None
-    contracted, batch = equation.params["dimension_numbers"]
-    if not contracted[0]:
-        return None  # an elementwise product
-    for side, (weight, vector) in enumerate([(left, right), (right, left)]):
-        if (
-            jaxprs.is_literal(weight)
-            or weight not in candidates
-            or not jnp.issubdtype(weight.aval.dtype, jnp.floating)
-        ):
-            continue
-        free = _free(vector, contracted[1 - side], batch[1 - side])
-        if all(vector.aval.shape[axis] == 1 for axis in free):
-            matrix_axes = (
-                tuple(batch[side]),
-                tuple(contracted[side]),
-                _free(weight, contracted[side], batch[side]),
-            )
-            vector_axes = (*batch[1 - side], *contracted[1 - side], *free)
-            return _Product(equation, weight, side, vector_axes, matrix_axes)
-    return None
+def _alike(sites: Sequence[Site], numbers: Sequence[int]) -> list[list[int]]:
+    """The sum of sites, taken apart where synapses differ in how their drive is laid out."""
+    synapses = [number for number in numbers if not sites[number].direct]
+    layouts = {(sites[n].batch, sites[n].post, sites[n].dtype) for n in synapses}
+    same_dtype = len({sites[n].dtype for n in numbers}) == 1
+    return [list(numbers)] if len(layouts) <= 1 and same_dtype else [[number] for number in numbers]
 
 
-def _free(operand, contracted, batch):
-    return tuple(axis for axis in range(operand.aval.ndim) if axis not in (*contracted, *batch))
-
-
-def _smaller_as_parameters(split: _Split, dense: bool) -> set:
-    """The parameter leaves to take whole: complex, or fewer entries than the weights made of them."""
-    entries = lambda variables: sum(math.prod(v.aval.shape) for v in variables)
-    trained = split.weights[: split.trained]
-    synaptic = {p.weight for p in split.products}
-    whole, pending = set(), list(trained)
-    while pending:
-        # a component: weights that share parameter leaves, directly or through other weights
-        weights, leaves = [], split.made_of[pending[0]]
-        while joined := [v for v in pending if split.made_of[v] & leaves]:
-            weights += joined
-            pending = [v for v in pending if v not in joined]
-            leaves = leaves.union(*(split.made_of[v] for v in joined))
-        is_complex = any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in weights)
-        smaller = entries(leaves) < entries(weights) and (dense or synaptic.isdisjoint(weights))
-        if is_complex or smaller:
-            whole |= leaves
-    return whole
+def _drive(sites: Sequence[Site], numbers: Sequence[int]) -> Drive:
+    first = sites[numbers[0]]
+    return Drive(tuple(numbers), first.batch, first.post, first.dtype)
 
 
 def _run(equations, env):

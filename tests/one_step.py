@@ -52,10 +52,14 @@ def case(name, dense=False) -> Case:
 
     def step(theta, h, rest, x):
         weights = structure.effective(theta)
-        zeros = [jnp.zeros((site.batch, site.post), site.dtype) for site in structure.sites]
+        zeros = structure.zeros(structure.drives)
         flowing = lambda h, perturb: structure.step(weights, h, rest, x, perturb=perturb)[0]
         moved, _, presynaptic, drives = structure.step(weights, h, rest, x)
         jacobian, reach = jax.jacfwd(flowing, argnums=(0, 1))(h, zeros)
+        reach = [
+            reach[drive].reshape(-1, site.batch, site.post)
+            for drive, site in zip(structure.drive_of, structure.sites, strict=True)
+        ]
         held, vectors = jax.jacfwd(lambda h: structure.step(weights, h, rest, x, hold=drives)[::2])(h)
         whole = lambda theta: found.transition(theta, h, rest, x)[0]
         immediate = jax.vmap(lambda reach: _pulled(structure, theta, reach, presynaptic))(reach)

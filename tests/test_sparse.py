@@ -31,7 +31,7 @@ def entries(name, rows, columns, patterns=None):
     """The entries, and every D_l read at all positions that its pattern has, in one list."""
     _, structure, found, at, step_at = case(name)
     jacobian = SparseJacobian(structure, patterns or found, rows, columns)
-    places = [pattern.tocoo().coords for pattern in found.sites]
+    places = [pattern.tocoo().coords for pattern in found.drives]
 
     def read(theta, h, rest, x):
         one = jacobian(structure.effective(theta), h, rest, x)
@@ -50,7 +50,8 @@ def test_equals_the_dense_jacobians(name):
     assert (sparse.terms is None) == DENSE[name]
     np.testing.assert_allclose(values.reshape(n, n), step.jacobian, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(held.reshape(n, n), step.held, rtol=1e-12, atol=1e-13)
-    for got, dense, place in zip(drives, step.drives, places, strict=True):
+    reach = [step.drives[drive.at] for drive in sparse.structure.drives]
+    for got, dense, place in zip(drives, reach, places, strict=True):
         np.testing.assert_allclose(got, np.asarray(dense).reshape(n, -1)[place], rtol=1e-12, atol=1e-13)
     for got, expected in zip(presynaptic, step.presynaptic, strict=True):
         np.testing.assert_array_equal(got, expected)
@@ -71,13 +72,13 @@ def test_no_entries_at_all():
 
 
 def test_the_number_of_jvps():
-    """A unit's gates and biases share no row with another unit's: an LSTM has four of each."""
+    """A unit's gates share no row with another unit's: an LSTM has four."""
     jacobian = lambda name: SparseJacobian(*case(name)[1:3], *np.zeros((2, 1), int))
-    for name, flowing, held in (("lstm", 8, 1), ("mapped columns", 1, 1)):
+    for name, flowing, held in (("lstm", 4, 1), ("mapped columns", 1, 1)):
         prepared = jacobian(name)
         assert (len(prepared.flowing_colours.seeds), len(prepared.held_colours.seeds)) == (flowing, held)
-    # a GRU's eight drives and biases per unit outnumber its four hidden entries: VJPs instead
-    assert jacobian("gru").flowing_colours is None
+    # a stack's many drives that reach the upper layer outnumber its hidden entries: VJPs instead
+    assert jacobian("stacked").flowing_colours is None
 
 
 def test_a_pattern_that_lacks_entries_gives_wrong_values():

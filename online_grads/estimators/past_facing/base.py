@@ -128,7 +128,7 @@ def past_facing(
         theta, readout = found.theta(params), found.readout(params)
         weights = coordinates.effective(theta)
 
-        key, key_segment = jax.random.split(state.key)
+        key, draw = (state.key, None) if influence.noise is None else _draws(influence.noise, state.key)
 
         def advance(carry, segment_xs, segment_ys):
             """One block: the next carry, the loss and gradients of its steps, its outputs."""
@@ -138,8 +138,7 @@ def past_facing(
                 # after the segment's first reset the noise is that of a segment that begins with one
                 begins = jnp.any(resets)
                 episode, blocks = episode + begins.astype(jnp.int32), jnp.where(begins, 0, blocks)
-            key_block = jax.random.fold_in(jax.random.fold_in(key_segment, episode), blocks)
-            noise = None if influence.noise is None else influence.noise(key_block)
+            noise = None if draw is None else draw(episode, blocks)
             if resets is not None:
                 carried = forget(carried, noise, resets[0])
             length = jax.tree.leaves((segment_xs, segment_ys))[0].shape[0]
@@ -167,6 +166,14 @@ def past_facing(
         return state, Estimate(grads, loss / k, outputs, influence.info(carried))
 
     return Estimator(init, update)
+
+
+def _draws(noise: Callable, key: Array):
+    """The next segment's key, and (episode, blocks) -> the noise of a block of this one."""
+    key, key_segment = jax.random.split(key)
+    # different for all counts whose product is below 2^31: multiples of the golden ratio lie far apart
+    number = lambda episode, blocks: blocks.astype(jnp.uint32) + jnp.uint32(0x9E3779B9) * episode.astype(jnp.uint32)
+    return key, lambda *counts: noise(jax.random.fold_in(key_segment, number(*counts)))
 
 
 def zeroed(influence: PyTree, noise=None) -> PyTree:

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from online_grads.analysis import analyse
 from online_grads.arguments import positive_int
 from online_grads.estimators.past_facing.base import Influence, past_facing
+from online_grads.estimators.past_facing.signs import random_signs
 from online_grads.linearize import Leaves
 from online_grads.types import Array, Estimator, Model
 
@@ -68,9 +69,7 @@ def dodge(model: Model, *, directions: int = 1, direct: bool = True, allow_unuse
     leaves = Leaves(found)
 
     def draw(key):
-        keys = jax.random.split(key, len(leaves.weights))
-        pairs = zip(keys, leaves.weights, strict=True)
-        return [jax.random.rademacher(key, (count, *w.shape), w.dtype) for key, w in pairs]
+        return random_signs(key, [jax.ShapeDtypeStruct((count, *w.shape), w.dtype) for w in leaves.weights])
 
     def init(h, key):
         return DodgeInfluence(jnp.zeros((count, *h.shape), h.dtype), draw(key))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from online_grads.analysis import analyse
 from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
+from online_grads.estimators.past_facing.signs import random_signs
 from online_grads.linearize import Weights
 from online_grads.types import Array, Estimator, Model, PyTree
 
@@ -48,57 +49,53 @@ def factored(model: Model, rule: SynapseRule, *, direct: bool, allow_unused: boo
     """
     found = analyse(model, allow_unused=allow_unused)
     structure, n = Weights(found, dense=False), found.flat.size
-    synapses = [site for site in structure.trained_sites if not site.direct]
-    others = [site for site in structure.trained_sites if site.direct]
-    for site in others:
-        if n * site.post > DIRECT_LIMIT:
+    synapses = [drive for drive in structure.trained_drives if not structure.is_constant(drive)]
+    others = [drive for drive in structure.trained_drives if structure.is_constant(drive)]
+    for drive in others:
+        if n * drive.post > DIRECT_LIMIT:
             raise ValueError(
-                f"{structure.names[site.weight]} acts other than by a product of a matrix with a vector, so "
-                f"that it cannot be factored, and its exact influence has {n} x {site.post} entries, over "
-                f"the limit of {DIRECT_LIMIT}; use uoro"
+                f"{structure.name(drive)} acts other than by a product of a matrix "
+                f"with a vector, so that it cannot be factored, and its exact influence has {n} x {drive.post} "
+                f"entries, over the limit of {DIRECT_LIMIT}; use uoro"
             )
-    dtype = lambda site: structure.weights[site.weight].dtype
-    sizes = lambda site: (n, site.post, site.pre)
+    sizes = lambda drive: (n, drive.post, structure.pre(drive))
 
     def init(h, key):
-        one = lambda site: rule.start(*sizes(site), dtype(site))
-        batch = lambda site: jax.tree.map(lambda a: jnp.zeros((site.batch, *a.shape), a.dtype), one(site))
+        batch = lambda drive, one: jax.tree.map(lambda a: jnp.zeros((drive.batch, *a.shape), a.dtype), one)
         return FactoredInfluence(
-            [batch(site) for site in synapses],
-            [jnp.zeros((n, site.batch, site.post), dtype(site)) for site in others],
+            [batch(drive, rule.start(*sizes(drive), drive.dtype)) for drive in synapses],
+            [jnp.zeros((n, drive.batch, drive.post), drive.dtype) for drive in others],
         )
 
     def noise(key):
-        shapes = [(site.batch, *rule.signs(*sizes(site))) for site in synapses]
-        keys = jax.random.split(key, len(synapses))
-        draw = lambda key, shape, site: jax.random.rademacher(key, shape, dtype(site))
-        return [draw(*each) for each in zip(keys, shapes, synapses, strict=True)]
+        shape = lambda drive: (drive.batch, *rule.signs(*sizes(drive)))
+        return random_signs(key, [jax.ShapeDtypeStruct(shape(d), d.dtype) for d in synapses])
 
     def propagate(influence, segment, signs):
         transfer, parts = segment.jacobians()
-        products, totals = parts[: len(synapses)], parts[len(synapses) :]
+        products = [part for part in parts if part[1] is not None]
+        totals = [total for total, presynaptic in parts if presynaptic is None]
         move = jax.vmap(rule.move, in_axes=(0, None, 1, 0, 0))
         moved = []
-        for site, old, (delta, v), each in zip(synapses, influence.synapses, products, signs, strict=True):
-            step = [a.astype(dtype(site)) for a in (transfer, delta[0], v[0])]
+        for drive, old, (delta, v), each in zip(synapses, influence.synapses, products, signs, strict=True):
+            step = [a.astype(drive.dtype) for a in (transfer, delta[0], v[0])]
             moved.append(move(old, *step, each))
         exact = [
             jnp.tensordot(transfer.astype(e.dtype), e, 1) + total.astype(e.dtype)
-            for e, (total, _) in zip(influence.direct, totals, strict=True)
+            for e, total in zip(influence.direct, totals, strict=True)
         ]
         return FactoredInfluence(moved, exact)
 
     def contract(influence, credit):
         read = jax.vmap(rule.contract, in_axes=(0, None))
         grads = [
-            structure.along(site, read(each, credit.astype(dtype(site))), pre=True, post=True)
-            for site, each in zip(synapses, influence.synapses, strict=True)
+            read(each, credit.astype(drive.dtype))
+            for drive, each in zip(synapses, influence.synapses, strict=True)
         ]
-        grads += [
-            structure.along(site, jnp.tensordot(credit.astype(e.dtype), e, 1), post=True)
-            for site, e in zip(others, influence.direct, strict=True)
-        ]
-        return structure.collect(grads)
+        for drive, e in zip(others, influence.direct, strict=True):
+            grad = jnp.tensordot(credit.astype(e.dtype), e, 1)[:, None]
+            grads.append(jnp.broadcast_to(grad, (drive.batch, structure.pre(drive), drive.post)))
+        return structure.spread([*synapses, *others], grads)
 
     influence = Influence(init, propagate, contract, noise=noise, forget=zeroed)
     return past_facing(found, structure, influence, block=1, direct=direct)

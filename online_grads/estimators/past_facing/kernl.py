@@ -121,7 +121,7 @@ def kernl(
     require_local("kernl", structure)
     n, dtype = found.flat.size, found.flat.dtype
     patterns = structure.patterns
-    kept = masked.keep(structure, [patterns.sites[number] for number in structure.trained_numbers])
+    kept = masked.keep(structure, patterns.drives[: len(structure.trained_drives)])
     jacobian = SparseJacobian(structure, patterns)
 
     def init(h, key):

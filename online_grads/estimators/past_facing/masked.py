@@ -1,6 +1,6 @@
 """Influences kept at few entries: one kernel for every method with a fixed mask.
 
-For the drive i of a site only the hidden entries R_i = (r_1 … r_K) keep an influence:
+For the entry i of a drive only the hidden entries R_i = (r_1 … r_K) keep an influence:
 
     E[a, j, i] ≈ dh_{r_a}/dw[j, i]
 
@@ -21,7 +21,7 @@ from scipy import sparse
 from online_grads.estimators.past_facing.base import Influence, zeroed
 from online_grads.linearize import Weights
 from online_grads.sparse import Entries, SparseJacobian
-from online_grads.structure import Site
+from online_grads.structure import Drive, Site
 from online_grads.types import Array
 
 # A direct use that takes more products per step would make a cheap method expensive without a word.
@@ -32,15 +32,13 @@ FEW = 4
 
 
 class Kept(NamedTuple):
-    """What one site keeps, for each of its D = batch·post drives; what is fewer is padded."""
+    """What one drive keeps, for each of its D = batch·post entries; what is fewer is padded."""
 
-    site: Site
-    number: int  # of the site
+    number: int  # of the drive
     rows: np.ndarray  # [K, D] r_a
     valid: np.ndarray  # [K, D] bool, False where padded
     reached: np.ndarray  # [K, D] bool, those that the drive reaches within the step
-    pres: np.ndarray | None  # [D, P] the j whose w[j, i] a parameter moves, padded with pre; None: all
-    few: bool  # the influence is one array like the weight per entry; otherwise it is one [D, K, P]
+    sites: tuple  # of the drive's sites, a `KeptSite` each
 
     def pairs(self, other: "Kept", pattern) -> np.ndarray:
         """[K, other's K, D] the flat positions (r_a, other's r_c) within a pattern [n, n], -1 elsewhere."""
@@ -54,77 +52,102 @@ class Kept(NamedTuple):
         return np.where(own, self.rows[None], -1)
 
 
+class KeptSite(NamedTuple):
+    """How the influence of one of the drive's sites is laid out."""
+
+    site: Site
+    number: int  # of the site
+    pres: np.ndarray | None  # [D, P] the j whose w[j, i] a parameter moves, padded with pre; None: all
+    few: bool  # the influence is one array like the weight per entry; otherwise it is one [D, K, P]
+
+
 class Term(NamedTuple):
     """One sum Σ_c A[r_a, c] E[c] of a step."""
 
     values: Array  # entries of A, any number
     places: np.ndarray  # [K, K', D] where in values A[r_a, r_c] is, -1 where it is zero
-    influence: list | Array  # the E that A multiplies
+    influence: list  # the E that A multiplies, per site of the drive
 
 
 def keep(structure: Weights, reaches: list) -> list[Kept]:
-    """What every trained site keeps, from the hidden entries that its drives keep, [n, batch·post].
+    """What every trained drive keeps, from the hidden entries that it keeps, [n, batch·post].
 
     Raises:
         ValueError: if a direct use of a weight takes more than `DENSE_LIMIT` products per step.
     """
     kept = []
-    for number, reach in zip(structure.trained_numbers, reaches, strict=True):
-        site, columns = structure.sites[number], reach.tocsc()
+    for number, (drive, reach) in enumerate(zip(structure.trained_drives, reaches, strict=True)):
+        columns = reach.tocsc()
         counts = np.diff(columns.indptr)
         size = max(int(counts.max(initial=0)), 1)
-        products = size**2 * site.post
-        if site.direct and products > DENSE_LIMIT:
-            raise ValueError(
-                f"{structure.names[site.weight]} acts other than by a product of a matrix with a vector, and "
-                f"each of its {site.post} entries keeps {size} hidden entries: {products} products a step, "
-                f"over the limit of {DENSE_LIMIT}; use rtrl or uoro"
-            )
+        _require_sparse(structure, drive, size)
         rows = np.zeros((size, counts.size), np.int64)
         valid = np.arange(size)[:, None] < counts
         rows.T[valid.T] = columns.indices
         every = np.broadcast_to(np.arange(counts.size), rows.shape)
-        reached = valid & _contains(structure.patterns.sites[number], rows, every)
-        pres = _trained_entries(structure, site)
-        few = size <= FEW and pres is None
-        kept.append(Kept(site, number, rows, valid, reached, pres, few))
+        reached = valid & _contains(structure.patterns.drives[number], rows, every)
+        sites = []
+        for member in structure.members(drive):
+            pres = _trained_entries(structure, structure.sites[member])
+            sites.append(KeptSite(structure.sites[member], member, pres, size <= FEW and pres is None))
+        kept.append(Kept(number, rows, valid, reached, tuple(sites)))
     return kept
 
 
+def _require_sparse(structure: Weights, drive: Drive, size: int) -> None:
+    products = size**2 * drive.post
+    if structure.is_constant(drive) and products > DENSE_LIMIT:
+        raise ValueError(
+            f"{structure.name(drive)} acts other than by a product of a matrix with a vector, and "
+            f"each of its {drive.post} entries keeps {size} hidden entries: {products} products a step, "
+            f"over the limit of {DENSE_LIMIT}; use rtrl or uoro"
+        )
+
+
 def start(structure: Weights, kept: list[Kept]) -> list:
-    """E = 0 for every site."""
-    return [_zeros(k, structure.weights[k.site.weight]) for k in kept]
+    """E = 0 for every site of every drive."""
+    return [[_zeros(k, each, structure.weights[each.site.weight]) for each in k.sites] for k in kept]
 
 
 def move(structure: Weights, kept: list[Kept], terms: list[list[Term]], entries: Entries) -> list:
-    """E' of every site from its terms and D ⊗ v."""
+    """E' of every drive from its terms and D ⊗ v."""
     moved = []
     for k, own in zip(kept, terms, strict=True):
-        dtype = structure.weights[k.site.weight].dtype
-        reached = entries.drive(k.number, k.rows, np.arange(k.rows.shape[1]))
-        reached = jnp.where(k.reached, reached, 0).astype(dtype)
-        vector = jnp.ones((1, 1), dtype) if k.site.direct else entries.presynaptic[k.number].astype(dtype)
-        moved.append((_move_few if k.few else _move_many)(structure, k, own, reached, vector))
+        reached = jnp.where(k.reached, entries.drive(k.number, k.rows, np.arange(k.rows.shape[1])), 0)
+        factors = _materialised((reached, [_coefficients(term) for term in own]))
+        sites = []
+        for at, each in enumerate(k.sites):
+            dtype = structure.weights[each.site.weight].dtype
+            reached, coefficients = jax.tree.map(lambda factor, d=dtype: factor.astype(d), factors)
+            products = [(c, t.places, t.influence[at]) for c, t in zip(coefficients, own, strict=True)]
+            vector = jnp.ones((1, 1), dtype)
+            if not each.site.direct:
+                vector = entries.presynaptic[each.number].astype(dtype)
+            sites.append((_move_few if each.few else _move_many)(structure, each, products, reached, vector))
+        moved.append(sites)
     return moved
 
 
 def contract(structure: Weights, kept: list[Kept], influence: list, credit: Array) -> list:
     """Σ_a q[r_a] E[a] per trained weight."""
-    grads = []
-    for k, e in zip(kept, influence, strict=True):
-        local = jnp.where(k.valid, credit[k.rows], 0).astype(structure.weights[k.site.weight].dtype)
-        if k.few:
-            local = _materialised([structure.along(k.site, row, post=True) for row in local])
-            grads.append(sum(one * entry for one, entry in zip(local, e, strict=True)))
-            continue
-        matrix = jnp.einsum("ai,iap->ip", local, e)
-        if k.pres is not None:
-            rows = np.arange(len(k.pres))[:, None]
-            whole = jnp.zeros((len(k.pres), k.site.pre), matrix.dtype)
-            matrix = whole.at[rows, k.pres].set(matrix, mode="drop")
-        matrix = jnp.swapaxes(matrix.reshape(k.site.batch, k.site.post, k.site.pre), 1, 2)
-        grads.append(structure.along(k.site, matrix, pre=True, post=True))
-    return structure.collect(grads)
+    grads = {}
+    for k, parts in zip(kept, influence, strict=True):
+        local = _materialised(jnp.where(k.valid, credit[k.rows], 0))
+        for each, e in zip(k.sites, parts, strict=True):
+            site = each.site
+            own = local.astype(structure.weights[site.weight].dtype)
+            if each.few:
+                along = [structure.along(site, row, post=True) for row in own]
+                grads[each.number] = sum(row * entry for row, entry in zip(along, e, strict=True))
+                continue
+            matrix = jnp.einsum("ai,iap->ip", own, e)
+            if each.pres is not None:
+                rows = np.arange(len(each.pres))[:, None]
+                whole = jnp.zeros((len(each.pres), site.pre), matrix.dtype)
+                matrix = whole.at[rows, each.pres].set(matrix, mode="drop")
+            matrix = jnp.swapaxes(matrix.reshape(site.batch, site.post, site.pre), 1, 2)
+            grads[each.number] = structure.along(site, matrix, pre=True, post=True)
+    return structure.collect([grads[number] for number in structure.trained_numbers])
 
 
 def masked_influence(structure: Weights, chain: list[list], *, held: bool) -> Influence:
@@ -134,7 +157,7 @@ def masked_influence(structure: Weights, chain: list[list], *, held: bool) -> In
 
     Args:
         structure: of the model.
-        chain: per tensor the hidden entries that each trained site keeps, [n, batch·post]; the last
+        chain: per tensor the hidden entries that each trained drive keeps, [n, batch·post]; the last
             tensor gives the gradient.
         held: A = J₀ and B = J − J₀ if True, otherwise A = J and there is one tensor.
 
@@ -143,9 +166,8 @@ def masked_influence(structure: Weights, chain: list[list], *, held: bool) -> In
     """
     patterns = structure.patterns
     tensors = [keep(structure, reaches) for reaches in chain]
-    # a site's tensors read one another: they share a layout
-    few = [all(k.few for k in site) for site in zip(*tensors, strict=True)]
-    tensors = [[k._replace(few=f) for k, f in zip(kept, few, strict=True)] for kept in tensors]
+    alike = [_alike(kept) for kept in zip(*tensors, strict=True)]
+    tensors = [[kept[number] for kept in alike] for number in range(len(chain))]
     inner = patterns.held if held else patterns.jacobian
     own = [[k.pairs(k, inner) for k in kept] for kept in tensors]
     across = [
@@ -170,8 +192,8 @@ def masked_influence(structure: Weights, chain: list[list], *, held: bool) -> In
             for places, tensor in zip(own, influence, strict=True)
         ]
         for number, places in enumerate(across):
-            for site, (place, e) in enumerate(zip(places, influence[number], strict=True)):
-                terms[number + 1][site].append(Term(outside, place, e))
+            for drive, (place, e) in enumerate(zip(places, influence[number], strict=True)):
+                terms[number + 1][drive].append(Term(outside, place, e))
         return [move(structure, kept, term, entries) for kept, term in zip(tensors, terms, strict=True)]
 
     return Influence(
@@ -196,48 +218,45 @@ def _trained_entries(structure: Weights, site: Site) -> np.ndarray | None:
     return pres
 
 
-def _zeros(k: Kept, weight):
-    count = k.rows.shape[0]
-    if k.few:
+def _alike(kept: tuple[Kept, ...]) -> list[Kept]:
+    """A drive's tensors in one layout: they read one another."""
+    few = [all(each.few for each in alike) for alike in zip(*(k.sites for k in kept), strict=True)]
+    alike = lambda k: tuple(each._replace(few=f) for each, f in zip(k.sites, few, strict=True))
+    return [k._replace(sites=alike(k)) for k in kept]
+
+
+def _zeros(k: Kept, each: KeptSite, weight):
+    count, drives = k.rows.shape
+    if each.few:
         return [jnp.zeros(weight.shape, weight.dtype) for _ in range(count)]
-    return jnp.zeros(
-        (k.rows.shape[1], count, k.site.pre if k.pres is None else k.pres.shape[1]), weight.dtype
-    )
+    return jnp.zeros((drives, count, each.site.pre if each.pres is None else each.pres.shape[1]), weight.dtype)
 
 
-def _move_few(structure, k: Kept, terms: list[Term], reached, vector):
-    """E per kept entry, in the weight's own shape."""
-    along = lambda row: structure.along(k.site, row, post=True)
-    owners, factors, entries = [], [], []
-    for term in terms:
-        coefficients = _coefficients(term, reached.dtype)
-        for a, c in zip(*np.any(term.places >= 0, axis=2).nonzero(), strict=True):
-            owners.append(a)
-            factors.append(along(coefficients[a, c]))
-            entries.append(term.influence[c])
-    factors = _materialised(factors)
-    reached = _materialised([along(row) for row in reached])
-    vector = structure.along(k.site, vector, pre=True)
-    moved = [d * vector for d in reached]
-    for a, factor, e in zip(owners, factors, entries, strict=True):
-        moved[a] = moved[a] + factor * e
+def _move_few(structure, each: KeptSite, products, reached, vector):
+    """E per kept entry, in the weight's own shape, from products of A[r_a, r_c] [K, K', D] and E."""
+    along = lambda row: structure.along(each.site, row, post=True)
+    vector = structure.along(each.site, vector, pre=True)
+    moved = [along(row) * vector for row in reached]
+    for coefficients, places, influence in products:
+        for a, c in zip(*np.any(places >= 0, axis=2).nonzero(), strict=True):
+            moved[a] = moved[a] + along(coefficients[a, c]) * influence[c]
     return moved
 
 
-def _move_many(structure, k: Kept, terms: list[Term], reached, vector):
-    """E stacked per drive, [D, K, P]."""
-    vector = jnp.repeat(vector, k.site.post, axis=0)
-    if k.pres is not None:
-        vector = jnp.take_along_axis(vector, k.pres, axis=1, mode="clip")
+def _move_many(structure, each: KeptSite, products, reached, vector):
+    """E stacked per entry of the drive, [D, K, P]."""
+    vector = jnp.repeat(vector, each.site.post, axis=0)
+    if each.pres is not None:
+        vector = jnp.take_along_axis(vector, each.pres, axis=1, mode="clip")
     moved = jnp.einsum("ai,ip->iap", reached, vector)
-    for term in terms:
-        moved += jnp.einsum("aci,icp->iap", _coefficients(term, reached.dtype), term.influence)
+    for coefficients, _, influence in products:
+        moved += jnp.einsum("aci,icp->iap", coefficients, influence)
     return moved
 
 
-def _coefficients(term: Term, dtype) -> Array:
-    """A[r_a, r_c] for every drive, [K, K', D]."""
-    return jnp.append(term.values, jnp.zeros(1, term.values.dtype))[term.places].astype(dtype)
+def _coefficients(term: Term) -> Array:
+    """A[r_a, r_c] for every entry of the drive, [K, K', D]."""
+    return jnp.append(term.values, jnp.zeros(1, term.values.dtype))[term.places]
 
 
 def _materialised(arrays):

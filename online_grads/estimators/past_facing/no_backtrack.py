@@ -26,6 +26,7 @@ from online_grads.analysis import analyse
 from online_grads.arguments import not_negative
 from online_grads.estimators.past_facing.balance import balanced, ratio
 from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
+from online_grads.estimators.past_facing.signs import random_signs
 from online_grads.estimators.past_facing.uoro import UoroInfluence, outer
 from online_grads.linearize import Weights
 from online_grads.numerics import widened
@@ -76,13 +77,11 @@ def no_backtrack(
         """‖I[i, :]‖ for every hidden entry i, [n]."""
         entries = jacobian(segment.weights, *segment.first)
         squares = widened(jnp.zeros(n, found.flat.dtype))
-        for number in structure.trained_numbers:
-            site = structure.sites[number]
-            rows, columns = structure.patterns.sites[number].nonzero()
+        for number, drive in enumerate(structure.trained_drives):
+            rows, columns = structure.patterns.drives[number].nonzero()
             delta = jnp.square(entries.drive(number, rows, columns).astype(squares.dtype))
-            if not site.direct:
-                presynaptic = entries.presynaptic[number].astype(squares.dtype)
-                delta *= jnp.sum(jnp.square(presynaptic), axis=1)[columns // site.post]
+            vector = structure.gather(drive, entries.presynaptic).astype(squares.dtype)
+            delta *= jnp.sum(jnp.square(vector), axis=1)[columns // drive.post]
             squares = squares.at[rows].add(delta)
         return jnp.sqrt(squares)
 
@@ -96,6 +95,6 @@ def no_backtrack(
             [signs[0].astype(old.dtype) * old + new for old, new in zip(theta, immediate, strict=True)],
         )
 
-    noise = lambda key: jax.random.rademacher(key, (n + 1,), found.flat.dtype)
+    noise = lambda key: random_signs(key, [jax.ShapeDtypeStruct((n + 1,), found.flat.dtype)])[0]
     influence = Influence(init, propagate, outer, noise=noise, forget=zeroed)
     return past_facing(found, structure, influence, block=1, direct=direct)

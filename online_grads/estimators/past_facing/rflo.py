@@ -58,12 +58,12 @@ def rflo(model: Model, *, feedback: Feedback = symmetric, allow_unused: bool = F
     require_local("rflo", structure)
     (reaches,) = reachable(structure, 0, within=inside(structure.patterns.held))
     require_read("rflo", found, structure, reaches)
-    for site, reach in zip(structure.trained_sites, reaches, strict=True):
+    for drive, reach in zip(structure.trained_drives, reaches, strict=True):
         most = int(np.diff(reach.tocsc().indptr).max(initial=0))
         # a gain or a decay that several units share has a trace for each of them
-        if most > 1 and not site.direct:
+        if most > 1 and not structure.is_constant(drive):
             raise ValueError(
-                f"rflo keeps one trace per weight, and {structure.names[site.weight]} reaches {most} hidden "
+                f"rflo keeps one trace per weight, and {structure.name(drive)} reaches {most} hidden "
                 "entries; use eprop"
             )
     influence = masked_influence(structure, [reaches], held=True)

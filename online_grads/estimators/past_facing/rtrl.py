@@ -27,7 +27,8 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
 
         g = (1/k) Σ_{t in segment} (∂ℓ_t/∂h_t) dh_t/dθ + ∂ℓ_t/∂θ
 
-    The influence is one array [n, batch, post, pre] per use of a weight.
+    The influence is one array [n, batch, post, pre] per drive: weights whose products are only added
+    up, W h + U x + b, share one, with pre entries for [h; x; 1].
 
     Args:
         model: the model.
@@ -57,27 +58,21 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
         positive_int("block", block)
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=True)
-    sites, n = structure.trained_sites, found.flat.size
+    drives, n = structure.trained_drives, found.flat.size
 
     def init(h, key):
-        shape = lambda site: (n, site.batch, site.post, site.pre)
-        return [jnp.zeros(shape(site), structure.weights[site.weight].dtype) for site in sites]
+        return [jnp.zeros((n, d.batch, d.post, structure.pre(d)), d.dtype) for d in drives]
 
     def propagate(influence, segment, noise):
         transfer, factors = segment.jacobians()
         return [
-            _product(transfer, m) + _immediate(*factor).astype(m.dtype)
-            for m, factor in zip(influence, factors, strict=True)
+            _product(transfer, m) + _immediate(*factor, structure.pre(drive)).astype(m.dtype)
+            for drive, m, factor in zip(drives, influence, factors, strict=True)
         ]
 
     def contract(influence, credit):
         grads = [jnp.tensordot(credit.astype(m.dtype), m, 1) for m in influence]
-        return structure.collect(
-            [
-                structure.along(site, jnp.swapaxes(grad, 1, 2), pre=True, post=True)
-                for site, grad in zip(sites, grads, strict=True)
-            ]
-        )
+        return structure.spread(drives, [jnp.swapaxes(grad, 1, 2) for grad in grads])
 
     influence = Influence(init, propagate, contract, forget=zeroed)
     return past_facing(found, structure, influence, block=block or n)
@@ -89,8 +84,8 @@ def _product(transfer, influence):
     return (transfer.astype(influence.dtype) @ flat).reshape(influence.shape)
 
 
-def _immediate(delta, presynaptic):
+def _immediate(delta, presynaptic, pre):
     """∂h_b/∂w at fixed h_0, [n, batch, post, pre], from the factors of `Segment.jacobians`."""
     if presynaptic is None:
-        return delta[..., None]
+        return jnp.broadcast_to(delta[..., None], (*delta.shape, pre))
     return jnp.einsum("tnbo,tbp->nbop", delta, presynaptic.astype(delta.dtype))

@@ -15,13 +15,13 @@ from online_grads.linearize import Weights
 
 
 def reachable(structure: Weights, steps: int, *, within: sparse.csr_matrix) -> list[list]:
-    """Per number of further steps (0 … steps) and trained site the entries [n, batch·post] reached.
+    """Per number of further steps (0 … steps) and trained drive the entries [n, batch·post] reached.
 
     Whatever an entry reaches `within` a unit [n, n] is reached with it, at every number of steps. The
     list ends early where nothing more is reached.
     """
     patterns = structure.patterns
-    chain = [[within @ patterns.sites[number] for number in structure.trained_numbers]]
+    chain = [[within @ patterns.drives[number] for number in range(len(structure.trained_drives))]]
     for _ in range(steps):
         further = [sparse.csr_matrix(r + within @ patterns.jacobian @ r) for r in chain[-1]]
         if all(f.nnz == r.nnz for f, r in zip(further, chain[-1], strict=True)):
@@ -57,8 +57,8 @@ def require_read(name: str, found: Analysis, structure: Weights, reaches: list) 
         # all uses of a weight add up: one that is read is enough
         uses = [
             reach
-            for site, reach in zip(structure.trained_sites, reaches, strict=True)
-            if site.weight == weight
+            for drive, reach in zip(structure.trained_drives, reaches, strict=True)
+            if any(structure.sites[number].weight == weight for number in drive.sites)
         ]
         if not any((read @ reach).nnz for reach in uses) and any((later @ reach).nnz for reach in uses):
             raise ValueError(
@@ -89,9 +89,10 @@ def require_local(name: str, structure: Weights) -> None:
     synapses = [site for site in structure.sites if not site.direct]
     owners = np.repeat(np.arange(len(synapses)), [site.batch * site.post for site in synapses])
     for number in structure.trained_numbers:
-        site, reached = structure.sites[number], structure.patterns.between[number]
+        site, own = structure.sites[number], structure.drive_of[number]
+        reached = structure.patterns.between[own]
         for other in np.unique(owners[np.diff(reached.tocsr().indptr) > 0]):
-            if other != number:
+            if structure.drive_of[other] != own:
                 through = synapses[other].weight
                 drive = structure.names[through] if through < structure.trained else "a constant matrix"
                 drive += " (its second use)" if through == site.weight else ""

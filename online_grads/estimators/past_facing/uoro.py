@@ -28,6 +28,7 @@ from online_grads.analysis import analyse
 from online_grads.arguments import not_negative
 from online_grads.estimators.past_facing.balance import balanced
 from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
+from online_grads.estimators.past_facing.signs import random_signs
 from online_grads.linearize import Leaves
 from online_grads.types import Array, Estimator, Model
 
@@ -84,7 +85,7 @@ def uoro(
             init,
             partial(propagate, epsilon=epsilon),
             outer,
-            noise=lambda key: jax.random.rademacher(key, (flat.size,), flat.dtype),
+            noise=lambda key: random_signs(key, [jax.ShapeDtypeStruct((flat.size,), flat.dtype)])[0],
             forget=zeroed,
         ),
         block=None if direct else 1,

@@ -17,7 +17,7 @@ def run(estimator, given, seed=1):
 
 @pytest.mark.parametrize("constructor", CONSTRUCTORS)
 def test_a_weight_that_meets_no_vector_is_exact(constructor):
-    """Gains, decays and biases have no noise beside synapses that have."""
+    """Gains and decays have no noise beside synapses that have."""
     given = problem("normalised", 8)
     got = run(constructor(given.model), given)
     assert relative_error(got["decay"], given.exact["decay"]) <= 1e-10
@@ -45,19 +45,19 @@ def test_a_diagonal_cell_without_synapses_is_rtrl(constructor):
 
 
 def test_memory_is_quadratic():
-    """An LSTM's joint matrix [4n, n+m]: B has 2n · 4n entries, the exact bias as many."""
+    """An LSTM's joint matrix and bias [4n, n+m+1]: one B with 2n · 4n entries."""
     model = MODELS["lstm"]()
     params, hidden = model.init(jax.random.key(0))
-    n, pre, post, key_bytes = 8, 7, 16, 8
-    expected = 8 * (n + pre + n * post + n * post) + key_bytes
+    n, pre, post, key_bytes = 8, 8, 16, 8
+    expected = 8 * (n + pre + n * post) + key_bytes
     assert memory(kf_rtrl(model), params, hidden) == expected
     assert memory(rtrl(model), params, hidden) > 3 * expected
 
 
 def test_a_large_direct_weight_is_refused_by_name(monkeypatch):
     monkeypatch.setattr(factored, "DIRECT_LIMIT", 10)
-    with pytest.raises(ValueError, match=r"params\['cell'\]\['bias.*cannot be factored.*4 x 8.*limit of 10"):
-        kf_rtrl(MODELS["gru"]())
+    with pytest.raises(ValueError, match=r"params\['decay'\].*cannot be factored.*4 x 4.*limit of 10"):
+        kf_rtrl(MODELS["normalised"]())
 
 
 def test_epsilon_is_checked():

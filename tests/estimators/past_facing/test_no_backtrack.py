@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from online_grads import no_backtrack
+from online_grads.estimators.past_facing import no_backtrack as no_backtrack_file
 from tests.models import MODELS, problem
 from tests.unbiased import flat
 
 
 def gradient_of(estimator, given, signs, monkeypatch):
     """After one step from zero with these signs: s̃, and the gradient that direct=False reads off."""
-    monkeypatch.setattr(jax.random, "rademacher", lambda key, shape, dtype: signs)
+    monkeypatch.setattr(no_backtrack_file, "random_signs", lambda key, shapes: [signs])
     state = estimator.init(given.params, given.hidden, key=jax.random.key(0))
     state, estimate = estimator.update(state, given.params, given.xs[:1], given.ys[:1])
     return state.influence.s, flat(estimate.grads["cell"])

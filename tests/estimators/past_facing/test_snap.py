@@ -189,8 +189,8 @@ def test_bad_arguments(monkeypatch):
     with pytest.raises(ValueError, match="order must be at least 1, got 0"):
         snap(MODELS["gru"](), order=0)
     monkeypatch.setattr(masked, "DENSE_LIMIT", 3)
-    with pytest.raises(ValueError, match=r"params\['cell'\]\['bias_.*8 products a step.*limit of 3"):
-        snap(MODELS["gru"]())
+    with pytest.raises(ValueError, match=r"params\['decay'\].*4 products a step.*limit of 3"):
+        snap(MODELS["normalised"]())
 
 
 def test_both_layouts_agree(monkeypatch):
