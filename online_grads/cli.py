@@ -1,19 +1,20 @@
-"""The command line: `online-grads run CONFIG.toml` and `online-grads list`."""
+"""The command line: `online-grads run CONFIG.toml`, `online-grads bench` and `online-grads list`."""
 
 import argparse
 import importlib.util
 import itertools
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from online_grads import config, report
+from online_grads import bench, bench_report, config, report
 from online_grads.cells import CELLS
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.experiment import train
 from online_grads.signatures import options
-from online_grads.tables import ConfigError
+from online_grads.tables import ConfigError, unknown
 from online_grads.tasks import TASKS
 
 
@@ -64,16 +65,118 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--out", type=Path, metavar="DIR", help="a new or empty folder; default: runs/CONFIG")
     run.set_defaults(command=_run)
+    _add_bench(commands)
     listing = commands.add_parser("list", help="list the estimators")
     listing.set_defaults(command=_list)
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    chosen = config.load(arguments.config, arguments.set)
-    missing = [name for name in ("matplotlib", "tqdm") if importlib.util.find_spec(name) is None]
+def _add_bench(commands) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure what estimators cost, beside their bounds",
+        description="Measure µs per step, compile seconds and state bytes of estimators on cells of several "
+        f"sizes ({bench.INPUTS} inputs, {bench.OUTPUTS} outputs, {bench.DTYPE}). The ratio is to a bound "
+        "measured in the same run: the bare product J·M or J·B; each byte of the influence read and written "
+        "once (stream); one JVP and one VJP; one forward and backward pass; the forward passes of all "
+        "particles.",
+    )
+    many = {"nargs": "+", "action": "extend", "metavar": "NAME"}
+    cells, estimators = _one_of("cell", CELLS), _one_of("estimator", ESTIMATORS)
+    parser.add_argument("--cell", type=cells, **many, help="default: vanilla_rnn gru")
+    parser.add_argument("--estimators", type=estimators, **many, help="default: all of the registry")
+    parser.add_argument(
+        "--sizes", type=_count, nargs="+", default=[32, 64, 128, 256, 512], metavar="N",
+        help="hidden units; default: 32 64 128 256 512",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window", type=_count, default=1, metavar="K", help="steps per segment and update; default: 1"
+    )
+    parser.add_argument(
+        "--repeats", type=_count, default=5, metavar="R", help="timed runs, of which the median; default: 5"
+    )
+    parser.add_argument(
+        "--limit", type=_gibibytes, metavar="GIB",
+        help="leave out larger states; default: a quarter of the device's memory, or the host's",
+    )  # fmt: skip
+    parser.add_argument(
+        "--save", type=Path, metavar="DIR", help="a new or empty folder for JSON and a figure"
+    )
+    parser.add_argument(
+        "--memory", type=_gibibytes, metavar="GIB",
+        help="measure nothing; print the largest n whose state fits, for each estimator",
+    )  # fmt: skip
+    parser.set_defaults(command=_bench)
+
+
+def _one_of(what: str, known: Iterable[str]) -> Callable[[str], str]:
+    """The type of an argument that names something."""
+
+    def name(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(unknown(f"{what} {text!r}", text, known))
+        return text
+
+    return name
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _gibibytes(text: str) -> float:
+    """Bytes, from GiB."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}")
+    return size * 2**30
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    cells = list(dict.fromkeys(arguments.cell or ["vanilla_rnn", "gru"]))
+    estimators = list(dict.fromkeys(arguments.estimators or ESTIMATORS))
+    if arguments.memory is not None:
+        if arguments.save is not None:
+            raise UsageError("--memory measures nothing that --save could write; leave one of them out")
+        print(bench_report.fitting(cells, estimators, arguments.memory))
+        return 0
+    if arguments.save is not None:
+        _require("matplotlib")
+        folder = _folder(arguments.save, arguments.save, option="--save")
+    options = {"window": arguments.window, "repeats": arguments.repeats}
+    limit = arguments.limit or bench.memory_limit()
+    found = bench.costs(cells, arguments.sizes, estimators, **options, limit=limit)
+    rows = _shown(found, len(cells) * len(set(arguments.sizes)) * len(estimators))
+    print(f"{bench_report.header(**options)}\n\n{bench_report.table(rows)}")
+    if arguments.save is not None:
+        bench_report.write(rows, folder, **options)
+        print(f"\nwritten to {folder}")
+    return 0
+
+
+def _shown(rows: Iterable[bench.Cost], total: int) -> list[bench.Cost]:
+    """The rows, with a bar on a terminal while they are measured."""
+    if not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
+        return list(rows)
+    from tqdm import tqdm
+
+    return list(tqdm(rows, total=total, unit="row", leave=False))
+
+
+def _require(*names: str) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing: pip install online-grads[run]")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    chosen = config.load(arguments.config, arguments.set)
+    _require("matplotlib", "tqdm")
     folder = _folder(arguments.out, Path("runs") / Path(arguments.config).stem)
     try:
         found = train(chosen, progress=sys.stderr.isatty())
@@ -90,7 +193,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _folder(asked: Path | None, default: Path) -> Path:
+def _folder(asked: Path | None, default: Path, option: str = "--out") -> Path:
     """The folder asked for, if it is empty; else the first of default, default-2, ... that does not exist."""
     folder = asked or default
     try:
@@ -98,7 +201,7 @@ def _folder(asked: Path | None, default: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
                 raise UsageError(
-                    f"--out {folder}: not empty, and nothing is overwritten; name another folder"
+                    f"{option} {folder}: not empty, and nothing is overwritten; name another folder"
                 )
             return folder
         default.parent.mkdir(parents=True, exist_ok=True)

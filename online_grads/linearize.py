@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from online_grads.analysis import Analysis
 from online_grads.numerics import widened
 from online_grads.patterns import Patterns
+from online_grads.runs import RunJacobian
 from online_grads.structure import Structure, require_differentiable
 from online_grads.types import Array, PyTree
 
@@ -89,6 +90,11 @@ class Weights(Structure):
     def patterns(self) -> Patterns:
         """What reaches what within a step."""
         return Patterns(self, *self.shapes)
+
+    @cached_property
+    def runs(self) -> RunJacobian:
+        """The Jacobians of one step, from diagonals."""
+        return RunJacobian(self, self.patterns)
 
     def move(self, weights, h, rest, x):
         """(h_t, rest) of one step."""
@@ -193,6 +199,13 @@ class Segment:
         """
         structure = self._coordinates
         drives = structure.trained_drives
+        if self._length == 1 and structure.runs.few:
+            transfer, reaches, presynaptic = structure.runs(self.weights, *self.first)
+            vectors = [structure.gather(drive, presynaptic) for drive in drives]
+            return transfer, [
+                (reach, None) if structure.is_constant(drive) else (reach[None], v[None])
+                for drive, reach, v in zip(drives, reaches, vectors, strict=True)
+            ]
         zeros = structure.zeros(drives)
         constant = [structure.is_constant(drive) for drive in drives]
 

@@ -93,6 +93,60 @@ def learning_curves(
     return figure
 
 
+class CostCurve(NamedTuple):
+    """What one estimator costs at several sizes."""
+
+    label: str
+    n: np.ndarray  # [sizes] hidden units
+    cost: np.ndarray  # [sizes] µs per step
+    slope: float | None  # the exponent a of cost ∝ n^a, for the legend
+
+
+def cost_curves(panels: Mapping[str, Sequence[CostCurve]], *, title: str | None = None):
+    """Cost against size on logarithmic axes, one panel per cell and one line per estimator.
+
+    Colours and dashes follow the order of the curves, as in `learning_curves`.
+
+    Args:
+        panels: title of the panel -> what to draw in it, in the same order in all panels. A curve without
+            sizes is left out.
+        title: of the figure.
+
+    Returns:
+        A matplotlib `Figure`; it belongs to no window and is drawn by `savefig`.
+
+    Raises:
+        ImportError: matplotlib is missing.
+
+    >>> sizes = np.array([32, 64, 128])
+    >>> figure = cost_curves({"gru": [CostCurve("tbptt", sizes, 1e-3 * sizes**2, 2.0)]})
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['tbptt  n^2.0']
+    """
+    count = max(len(panels), 1)
+    figure = _figure(figsize=(7 * count, 5.4), layout="constrained")
+    figure.suptitle(title)
+    for axes, (name, curves) in zip(
+        figure.subplots(1, count, sharey=True, squeeze=False)[0], panels.items(), strict=False
+    ):
+        axes.set(title=name, xlabel="hidden units n", ylabel="µs per step", xscale="log", yscale="log")
+        for i, curve in enumerate(curves):
+            if not len(curve.n):
+                continue
+            colour, style = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
+            grows = "" if curve.slope is None else f"  n^{curve.slope:.1f}"
+            look = {"color": colour, "linestyle": style, "marker": "o", "markersize": 3, "linewidth": 1.4}
+            axes.plot(curve.n, curve.cost, **look, label=curve.label + grows)
+        sizes = sorted({int(n) for curve in curves for n in curve.n})
+        axes.set_xticks(sizes, [str(n) for n in sizes])
+        axes.set_xticks([], minor=True)
+        axes.tick_params(labelleft=True)
+        axes.grid(alpha=0.25, linewidth=0.5)
+        if sizes:
+            axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
+    return figure
+
+
 def _blocks(curve: Curve, log_x: bool) -> tuple[np.ndarray, np.ndarray]:
     """x [blocks] and loss [seeds, blocks], averaged over blocks and limited to the seeds that count."""
     loss = np.asarray(curve.loss, np.float64)

@@ -137,10 +137,14 @@ class Entries:
         _, push = jax.linearize(held, h)
         return jax.vmap(push)(jnp.asarray(self._jacobian.held_colours.seeds, h.dtype))
 
+    def below(self, rows, columns) -> Array:
+        """J₀ and, below it, every synapse's V at positions of any shape within their patterns."""
+        return self._below[self._jacobian.held_colours.colours[columns], rows]
+
     def held(self) -> Array:
         """J₀ at the positions."""
         plan = self._jacobian
-        return jnp.where(plan.own, self._below[plan.held_colours.colours[plan.columns], plan.rows], 0)
+        return jnp.where(plan.own, self.below(plan.rows, plan.columns), 0)
 
     def jacobian(self) -> Array:
         """J at the positions."""
@@ -157,7 +161,7 @@ class Entries:
             products = (
                 self.drive(structure.drive_of[number], d_rows, d_columns)
                 * structure.matrix(structure.sites[number], self._weights).ravel()[w_entries].astype(h.dtype)
-                * self._below[plan.held_colours.colours[v_columns], v_rows]
+                * self.below(v_rows, v_columns)
             )
             values += jnp.sum(jnp.where(valid, products, 0), axis=0)
         return values

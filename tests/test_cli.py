@@ -181,3 +181,50 @@ def test_columns():
     assert columns([("a", "bb"), ("long", "c")]) == ["a     bb", "long   c"]
     assert columns([("a", "bb"), ("long", "c")], right=False) == ["a     bb", "long  c"]
     assert columns([]) == []
+
+
+def test_bench_prints_a_table_and_saves(here, capsys):
+    command = "bench --cell vanilla_rnn --estimators tbptt rtrl --sizes 8 4 4 --repeats 1 --save out"
+    assert main(command.split()) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    head, results, growth, written = out.strip().split("\n\n")
+    assert "float32" in head
+    assert [line.split()[:3] for line in results.splitlines()[1:]] == [
+        ["vanilla_rnn", n, name] for n in "48" for name in ("tbptt", "rtrl")
+    ]
+    assert len(growth.splitlines()) == 3
+    assert written == "written to out"
+    read = json.loads((here / "out" / "bench.json").read_text(encoding="utf-8"))
+    assert [(row["n"], row["estimator"]) for row in read["rows"]] == [
+        (n, name) for n in (4, 8) for name in ("tbptt", "rtrl")
+    ]
+    assert (here / "out" / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert "--save out: not empty, and nothing is overwritten" in refused(capsys, *command.split())
+
+
+def test_bench_prints_what_fits_in_memory(capsys):
+    assert main("bench --cell gru --cell lstm --estimators tbptt --memory 1e-6".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:3]] == [["gru", "tbptt", "267"], ["lstm", "tbptt", "133"]]
+
+
+def test_bench_names_mistakes_before_it_begins(here, capsys, monkeypatch):
+    monkeypatch.setattr("online_grads.bench.costs", lambda *args, **kwargs: pytest.fail("it began"))
+    for arguments, said in [
+        ("--cell gruu", "--cell: unknown cell 'gruu'; did you mean 'gru'? possible: alif, gru,"),
+        ("--estimators rtlr", "--estimators: unknown estimator 'rtlr'; did you mean 'rtrl'? possible: "),
+        ("--sizes 4 0", "--sizes: expected an integer of at least 1, got '0'"),
+        ("--sizes 4.5", "--sizes: expected an integer of at least 1, got '4.5'"),
+        ("--repeats 0", "--repeats: expected an integer of at least 1, got '0'"),
+        ("--window -1", "--window: expected an integer of at least 1, got '-1'"),
+        ("--memory 0", "--memory: expected a number of GiB above 0, got '0'"),
+        ("--memory nan", "--memory: expected a number of GiB above 0, got 'nan'"),
+        ("--limit x", "--limit: expected a number of GiB above 0, got 'x'"),
+        ("--memory 1 --save out", "leave one of them out"),
+        ("--save small.toml", "small.toml"),
+    ]:
+        assert said in refused(capsys, "bench", *arguments.split())
+    assert not (here / "out").exists()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "matplotlib missing: pip install online-grads[run]" in refused(capsys, "bench", "--save", "out")

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from online_grads.plots import Curve, learning_curves
+from online_grads.plots import CostCurve, Curve, cost_curves, learning_curves
 
 STEPS = np.arange(1, 1001)
 
@@ -98,3 +98,21 @@ def test_nothing_to_draw_and_matplotlib_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"need matplotlib: pip install online-grads\[run\]"):
         learning_curves([], xlabel="steps", ylabel="bits")
+
+
+def test_cost_curves_have_a_panel_per_cell_and_their_slopes(tmp_path):
+    sizes = np.array([32, 64, 128])
+    costs = [CostCurve("rtrl", sizes, 1e-6 * sizes**4, 4.0), CostCurve("new", sizes[:1], sizes[:1], None)]
+    empty = CostCurve("none", sizes[:0], sizes[:0], None)
+    figure = cost_curves({"tanh": [*costs, empty], "gru": [empty, costs[1]]})
+    left, right = figure.axes
+    for axes in figure.axes:
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("hidden units n", "µs per step")
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["rtrl  n^4.0", "new"]
+    assert [text.get_text() for text in left.get_xticklabels()] == ["32", "64", "128"]
+    # the same estimator looks the same in both
+    assert left.lines[1].get_color() == right.lines[0].get_color() != left.lines[0].get_color()
+    assert len(cost_curves({}).axes) == 1
+    figure.savefig(tmp_path / "costs.png")
+    assert (tmp_path / "costs.png").read_bytes().startswith(b"\x89PNG")

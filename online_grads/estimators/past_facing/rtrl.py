@@ -66,7 +66,7 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
     def propagate(influence, segment, noise):
         transfer, factors = segment.jacobians()
         return [
-            _product(transfer, m) + _immediate(*factor, structure.pre(drive)).astype(m.dtype)
+            jnp.tensordot(transfer.astype(m.dtype), m, 1) + _immediate(*factor, structure.pre(drive)).astype(m.dtype)
             for drive, m, factor in zip(drives, influence, factors, strict=True)
         ]
 
@@ -76,12 +76,6 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
 
     influence = Influence(init, propagate, contract, forget=zeroed)
     return past_facing(found, structure, influence, block=block or n)
-
-
-def _product(transfer, influence):
-    """Φ M, as one matrix product."""
-    flat = influence.reshape(influence.shape[0], -1)
-    return (transfer.astype(influence.dtype) @ flat).reshape(influence.shape)
 
 
 def _immediate(delta, presynaptic, pre):

@@ -1,0 +1,308 @@
+"""What an estimator costs on a cell of n units: time beside its bound, state, and how both grow with n.
+
+A program is a scan over steps of 8 inputs and 4 outputs in float32. It lasts some tens of milliseconds, is
+compiled ahead of time, and its carry is donated from call to call. An estimator's program trains by gradient
+descent, one update per segment; the bounds are in `online_grads.bounds`.
+"""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from online_grads.bounds import BOUNDS, RATE, Program
+from online_grads.cells import CELLS
+from online_grads.estimators.registry import ESTIMATORS
+from online_grads.learner import memory
+from online_grads.losses import squared_error
+from online_grads.model import from_cell
+from online_grads.readouts import linear
+from online_grads.types import Estimator, Model
+
+INPUTS, OUTPUTS, DTYPE = 8, 4, jnp.dtype(jnp.float32)
+CALL = 0.03  # seconds of one compiled call that are aimed at
+SHORTEST, LONGEST = 0.01, 0.2  # seconds of a call between which it is not compiled again
+PATIENCE = 10.0  # seconds of a call above which an estimator goes to no larger n
+MOST_STEPS = 2**14  # of one call
+REFUSALS = (ValueError, TypeError, NotImplementedError, MemoryError, jax.errors.JaxRuntimeError)
+
+
+class Loop(NamedTuple):
+    """A program compiled into a loop."""
+
+    init: Callable  # (params, hidden) -> carry
+    run: Callable  # (carry, xs, ys) -> carry; the carry is donated
+    data: tuple  # (xs, ys) of its segments
+    steps: int
+    compile_seconds: float  # of `run`, tracing included
+
+
+class Timing(NamedTuple):
+    """What running one program took."""
+
+    seconds: float  # per step: the median over the repeats
+    carried_bytes: list[int]  # of the arrays of each entry of the carry
+    finite: bool  # whether the last of its carry still is
+
+
+class Cost(NamedTuple):
+    """What one estimator costs at one size; None is not measured, and `reason` says why."""
+
+    cell: str
+    n: int  # hidden units
+    estimator: str
+    bound: str  # name of what `seconds` is compared with
+    state_bytes: int | None = None
+    seconds: float | None = None  # per step
+    compile_seconds: float | None = None
+    bound_seconds: float | None = None  # per step
+    reason: str | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """seconds / bound_seconds."""
+        if self.seconds is None or self.bound_seconds is None:
+            return None
+        return self.seconds / self.bound_seconds
+
+
+def model_of(cell: str, n: int) -> Model:
+    """The model that is timed: a cell of n units, a linear readout, squared error.
+
+    >>> jax.eval_shape(model_of("gru", 16).init, jax.random.key(0))[1].shape
+    (16,)
+    """
+    made, readout = CELLS[cell](INPUTS, n, dtype=DTYPE), linear(n, OUTPUTS, dtype=DTYPE)
+    x, y = (jax.ShapeDtypeStruct((size,), DTYPE) for size in (INPUTS, OUTPUTS))
+    return from_cell(made, readout, squared_error, example=(x, y))
+
+
+def costs(
+    cells: Sequence[str],
+    sizes: Sequence[int],
+    estimators: Sequence[str],
+    *,
+    window: int = 1,
+    repeats: int = 5,
+    limit: int,
+) -> Iterator[Cost]:
+    """Measure every estimator on every cell at every size, the smallest first, as the rows are asked for.
+
+    Args:
+        cells: names from `CELLS`.
+        sizes: n, hidden units.
+        estimators: names from the registry.
+        window: k, steps per segment and parameter update.
+        repeats: timed runs of each program, of which the median is taken.
+        limit: bytes that a state may have.
+
+    Returns:
+        An iterator of one `Cost` per row. A state above the limit is not allocated, and an estimator whose
+        call would take more than 10 seconds, as it grew so far, is left out; so is one that refuses the cell,
+        fails, or diverges.
+
+    >>> [row] = costs(["vanilla_rnn"], [4], ["tbptt"], repeats=1, limit=2**20)
+    >>> row.bound, row.state_bytes, row.ratio > 0
+    ('forward + backward', 20, True)
+    """
+    for cell in cells:
+        known: dict[str, list[tuple[int, float]]] = {name: [] for name in estimators}
+        for n in sorted(set(sizes)):
+            start = jax.jit(model_of(cell, n).init)(jax.random.key(0))
+            bounds: dict[Any, Loop] = {}  # several estimators share one; each times it anew
+            for name in estimators:
+                row = Cost(cell, n, name, ESTIMATORS[name].bound)
+                guess = predicted(known[name], n)
+                try:
+                    if known[name] and guess * window > PATIENCE:
+                        raise ValueError(f"a call would take about {guess * window:.0f} s")
+                    row = _cost(row, start, bounds, window, repeats, limit, guess)
+                except REFUSALS as error:
+                    row = row._replace(reason=first_sentence(error))
+                if row.seconds is not None:
+                    known[name].append((n, row.seconds))
+                yield row
+
+
+def _cost(row: Cost, start: tuple, bounds: dict, window: int, repeats: int, limit: int, guess: float) -> Cost:
+    """A row measured, from the first (params, hidden)."""
+    model = model_of(row.cell, row.n)
+    estimator = ESTIMATORS[row.estimator].constructor(model)
+    size = memory(estimator, *start)
+    if size > limit:
+        return row._replace(state_bytes=size, reason="does not fit")
+    program = learning(model, estimator)
+    loop = looped(program, start, (window,), guess)
+    timing = timed(loop, start, repeats)
+    row = row._replace(state_bytes=timing.carried_bytes[1], compile_seconds=loop.compile_seconds)
+    if not timing.finite:
+        return row._replace(reason="its loss is not finite")
+    bound = BOUNDS[row.bound](model, jax.eval_shape(program.init, *start)[1])
+    shapes = jax.tree.leaves(jax.eval_shape(bound.init, *start))
+    key = row.bound, tuple((leaf.shape, leaf.dtype) for leaf in shapes)
+    if key not in bounds:
+        bounds[key] = looped(bound, start, (), timing.seconds / 3)
+    seconds = timed(bounds[key], start, repeats).seconds
+    return row._replace(seconds=timing.seconds, bound_seconds=seconds)
+
+
+def learning(model: Model, estimator: Estimator) -> Program:
+    """One segment and one step of gradient descent.
+
+    Args:
+        model: the model.
+        estimator: of the model.
+
+    Returns:
+        A `Program` whose step takes the segment xs [k, inputs], ys [k, outputs] and whose carry is
+        (params, the estimator's state, loss []).
+    """
+
+    def init(params, hidden):
+        return params, estimator.init(params, hidden, key=jax.random.key(1)), jnp.zeros((), DTYPE)
+
+    def step(carry, xs, ys):
+        params, state, _ = carry
+        state, estimate = estimator.update(state, params, xs, ys)
+        params = jax.tree.map(lambda p, g: p - RATE * g, params, estimate.grads)
+        return params, state, estimate.loss
+
+    return Program(init, step)
+
+
+def looped(program: Program, start: tuple, lead: tuple[int, ...], guess: float) -> Loop:
+    """Compile a program's loop, with as many steps as take some 30 ms.
+
+    It is compiled a second time if a call with as many steps as guessed is far from that.
+
+    Args:
+        program: the program.
+        start: (params, hidden), which it begins with and leaves as they are.
+        lead: leading axes of a step's x and y: () for one step, (k,) for a segment.
+        guess: seconds per step that are expected.
+
+    Returns:
+        A `Loop`.
+    """
+    # copied, since the carry is donated and jit would hand on as it is an array that it does not change
+    copied = lambda *start: program.init(*jax.tree.map(jnp.copy, start))
+    init, length = jax.jit(copied).lower(*start).compile(), math.prod(lead)
+    wanted = lambda seconds: min(max(1, round(CALL / (seconds * length))), max(1, MOST_STEPS // length))
+
+    def run(carry, xs, ys):
+        return jax.lax.scan(lambda carry, xy: (program.step(carry, *xy), None), carry, (xs, ys))[0]
+
+    carry, segments = init(*start), wanted(guess)
+    for last in (False, True):
+        data = _stream((segments, *lead))
+        begin = time.perf_counter()
+        compiled = jax.jit(run, donate_argnums=0).lower(carry, *data).compile()
+        loop = Loop(init, compiled, data, segments * length, time.perf_counter() - begin)
+        carry, took = _call(loop, carry, 1)
+        if took < LONGEST:  # the first call may be slow for reasons of its own
+            carry, took = _call(loop, carry, 1)
+        better = wanted(took / loop.steps)
+        if last or better == segments or SHORTEST <= took <= LONGEST:
+            break
+        segments = better
+    return loop
+
+
+def timed(loop: Loop, start: tuple, repeats: int) -> Timing:
+    """Time a loop: one call to warm up, then the median of several; short calls are made back to back.
+
+    Args:
+        loop: as `looped` makes it.
+        start: (params, hidden), left as they are.
+        repeats: timed runs.
+
+    Returns:
+        A `Timing`.
+    """
+    carry = loop.init(*start)
+    carried_bytes = [_bytes(part) for part in carry]
+    carry, took = _call(loop, carry, 1)
+    calls, runs = max(1, math.ceil(CALL / took)), []
+    for _ in range(repeats):
+        carry, took = _call(loop, carry, calls)
+        runs.append(took / (calls * loop.steps))
+    return Timing(statistics.median(runs), carried_bytes, bool(jnp.isfinite(carry[-1])))
+
+
+def _call(loop: Loop, carry: Any, calls: int) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    for _ in range(calls):
+        carry = loop.run(carry, *loop.data)
+    jax.block_until_ready(carry)
+    return carry, time.perf_counter() - begin
+
+
+def _stream(lead: tuple[int, ...]) -> tuple:
+    keys = jax.random.split(jax.random.key(2))
+    draw = lambda key, size: jax.random.normal(key, (*lead, size), DTYPE)
+    return draw(keys[0], INPUTS), draw(keys[1], OUTPUTS)
+
+
+def _bytes(tree: Any) -> int:
+    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    data = lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf
+    return sum(data(leaf).nbytes for leaf in jax.tree.leaves(tree))
+
+
+def predicted(known: Sequence[tuple[int, float]], n: int) -> float:
+    """Seconds per step at n units, from those at smaller sizes.
+
+    A power law through the last two, at most n⁴; n³ after a single one; before any RTRL's n⁴ operations at
+    10¹⁰ a second, or 10 µs.
+
+    >>> [f"{predicted(known, 20):.1e}" for known in ([], [(10, 1e-6)], [(5, 1e-6), (10, 4e-6)])]
+    ['1.6e-05', '8.0e-06', '1.6e-05']
+    """
+    if not known:
+        return max(n**4 / 1e10, 1e-5)
+    size, seconds = known[-1]
+    exponent = slope(known[-2:])
+    return seconds * (n / size) ** (3 if exponent is None else min(max(exponent, 0), 4))
+
+
+def slope(points: Sequence[tuple[int, float]]) -> float | None:
+    """The exponent a of cost ∝ n^a, by least squares on logarithms over the larger half of the sizes.
+
+    Args:
+        points: (n, cost) pairs.
+
+    Returns:
+        a, or None with fewer than two sizes.
+
+    >>> round(slope([(n, 3e-6 * n**2.5) for n in (32, 64, 128, 256, 512)]), 6)
+    2.5
+    """
+    points = sorted(points)
+    points = points[min(len(points) // 2, max(len(points) - 2, 0)) :]
+    if len({n for n, _ in points}) < 2:
+        return None
+    n, cost = np.log(np.asarray(points, np.float64)).T
+    n, cost = n - n.mean(), cost - cost.mean()
+    return float(n @ cost / (n @ n))
+
+
+def memory_limit() -> int:
+    """A quarter of the device's memory in bytes; of the host's where the device does not say."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit", host) // 4
+
+
+def first_sentence(error: BaseException) -> str:
+    """What an error says first, in one line.
+
+    >>> first_sentence(ValueError("expected a core of one kind,\\ngot two. Use rtrl."))
+    'expected a core of one kind, got two'
+    """
+    return " ".join(str(error).split()).split(". ")[0] or type(error).__name__
