@@ -5,6 +5,7 @@ An entry of J = J₀ + Σ_l D_l w_lᵀ V_l is then a sum of few gathered product
 that a dense Jacobian takes.
 """
 
+import math
 from functools import cached_property
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from online_grads.patterns import Patterns, colour
-from online_grads.structure import Structure
+from online_grads.structure import Structure, materialised
 from online_grads.types import Array
 
 
@@ -67,6 +68,10 @@ class SparseJacobian:
             reach = patterns.sites[number].tocsr()
             vectors = patterns.presynaptic[number].tocsc()
             nonzero = patterns.weights[number]
+            shape = self.structure.weights[site.weight].shape
+            # where in the weight as it lies an entry [batch, pre, post] is
+            places = np.arange(math.prod(shape)).reshape(shape).transpose(sum(site.axes, ()))
+            places = places.reshape(site.batch, site.pre, site.post)
             found = [[] for _ in self.rows]
             for position, (row, column) in enumerate(zip(self.rows, self.columns, strict=True)):
                 posts = reach.indices[reach.indptr[row] : reach.indptr[row + 1]]
@@ -75,7 +80,7 @@ class SparseJacobian:
                     for post in posts:
                         (b, j), (c, i) = divmod(pre, site.pre), divmod(post, site.post)
                         if b == c and nonzero[b, j, i]:
-                            found[position].append((row, post, (pre * site.post) + i, offset + pre, column))
+                            found[position].append((row, post, places[b, j, i], offset + pre, column))
             offset += site.batch * site.pre
             most = max(map(len, found), default=0)
             if most == 0:
@@ -116,7 +121,8 @@ class Entries:
                 pieces = [tangent[a : a + z.size] for a, z in zip(self._starts[:-1], zeros, strict=True)]
                 return push([p.reshape(z.shape).astype(z.dtype) for p, z in zip(pieces, zeros, strict=True)])
 
-            self._reach = jax.vmap(seeded)(jnp.asarray(self._jacobian.flowing_colours.seeds, h.dtype))
+            seeds = jnp.asarray(self._jacobian.flowing_colours.seeds, h.dtype)
+            self._reach = materialised(jax.vmap(seeded)(seeds))
 
     def drive(self, number: int, rows, columns) -> Array:
         """D at positions of any shape, for the drive of this number."""
@@ -135,7 +141,7 @@ class Entries:
             return jnp.concatenate([h_t, *(v.ravel().astype(h.dtype) for v in vectors)])
 
         _, push = jax.linearize(held, h)
-        return jax.vmap(push)(jnp.asarray(self._jacobian.held_colours.seeds, h.dtype))
+        return materialised(jax.vmap(push)(jnp.asarray(self._jacobian.held_colours.seeds, h.dtype)))
 
     def below(self, rows, columns) -> Array:
         """J₀ and, below it, every synapse's V at positions of any shape within their patterns."""
@@ -160,7 +166,7 @@ class Entries:
             (d_rows, d_columns), w_entries, (v_rows, v_columns), valid = terms
             products = (
                 self.drive(structure.drive_of[number], d_rows, d_columns)
-                * structure.matrix(structure.sites[number], self._weights).ravel()[w_entries].astype(h.dtype)
+                * self._weights[structure.sites[number].weight].ravel()[w_entries].astype(h.dtype)
                 * self.below(v_rows, v_columns)
             )
             values += jnp.sum(jnp.where(valid, products, 0), axis=0)

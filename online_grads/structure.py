@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from online_grads import jaxprs
 from online_grads.split import Product, Split, smaller_as_parameters
@@ -202,7 +203,8 @@ class Structure:
         members = [self.sites[number] for number in self.members(drive)]
         synapses = [n for n, site in zip(self.members(drive), members, strict=True) if not site.direct]
         ones = jnp.ones((drive.batch, len(members) - len(synapses)), drive.dtype)
-        return jnp.concatenate([*(presynaptic[n].astype(drive.dtype) for n in synapses), ones], axis=1)
+        vector = jnp.concatenate([*(presynaptic[n].astype(drive.dtype) for n in synapses), ones], axis=1)
+        return materialised(vector)
 
     def spread(self, drives: Sequence[Drive], grads: Sequence[Array]) -> list[Array]:
         """Per trained weight the sum over its sites of gradients [batch, pre, post] of their drives."""
@@ -308,6 +310,15 @@ def _site(product: Product, weight: int) -> Site:
 def _direct_site(weight: int, aval) -> Site:
     axes = ((), (), tuple(range(aval.ndim)))
     return Site(weight, axes, 1, 1, math.prod(aval.shape), direct=True, dtype=aval.dtype)
+
+
+def materialised(array: Array) -> Array:
+    """The array [..., m] as a plain one for a loop over weights to read.
+
+    XLA fuses a concatenation into the loop that reads it, and then decides for every weight anew which
+    of the pieces it needs; a gather is computed once.
+    """
+    return jax.lax.optimization_barrier(array[..., np.arange(array.shape[-1])])
 
 
 def _alike(sites: Sequence[Site], numbers: Sequence[int]) -> list[list[int]]:

@@ -67,6 +67,7 @@ class Influence(NamedTuple):
     noise: Callable | None = None  # key -> noise of one block
     forget: Callable = lambda influence, noise: influence  # at a reset; learned parts stay
     info: Callable = lambda influence: {}  # influence -> Estimate.info
+    exact: bool = False  # both forms of the gradient are one number; a single step then saves a copy of M
 
 
 class PastFacingState(NamedTuple):
@@ -128,7 +129,11 @@ def past_facing(
         theta, readout = found.theta(params), found.readout(params)
         weights = coordinates.effective(theta)
 
-        key, draw = (state.key, None) if influence.noise is None else _draws(influence.noise, state.key)
+        key, draw = state.key, None
+        if influence.noise is not None:
+            # one draw is all that a single block without resets asks for: counting would cost a hash
+            several = reset_of is not None or (block is not None and k > block)
+            key, draw = _draws(influence.noise, state.key, several=several)
 
         def advance(carry, segment_xs, segment_ys):
             """One block: the next carry, the loss and gradients of its steps, its outputs."""
@@ -144,13 +149,14 @@ def past_facing(
             length = jax.tree.leaves((segment_xs, segment_ys))[0].shape[0]
             segment = Segment(coordinates, weights, h, rest, segment_xs, length)
             seen = segment.observe(found, readout, segment_ys, credit_of)
-            if direct:
+            early = direct and not (influence.exact and length == 1)
+            if early:
                 grads, credit = segment.pull(seen.credit)
                 grads = jax.tree.map(jnp.add, grads, influence.contract(carried, credit))
             if resets is not None and resets.shape[0] > 1:
                 carried = forget(carried, noise, jnp.any(resets[1:]))
             carried = influence.propagate(carried, segment, noise)
-            if not direct:
+            if not early:
                 grads = influence.contract(carried, seen.credit[0])
             sums = widened((seen.loss, grads, seen.readout))
             return (segment.end, carried, (episode, blocks + 1)), sums, seen.outputs
@@ -168,9 +174,11 @@ def past_facing(
     return Estimator(init, update)
 
 
-def _draws(noise: Callable, key: Array):
+def _draws(noise: Callable, key: Array, *, several: bool):
     """The next segment's key, and (episode, blocks) -> the noise of a block of this one."""
     key, key_segment = jax.random.split(key)
+    if not several:
+        return key, lambda *counts: noise(key_segment)
     # different for all counts whose product is below 2^31: multiples of the golden ratio lie far apart
     number = lambda episode, blocks: blocks.astype(jnp.uint32) + jnp.uint32(0x9E3779B9) * episode.astype(jnp.uint32)
     return key, lambda *counts: noise(jax.random.fold_in(key_segment, number(*counts)))

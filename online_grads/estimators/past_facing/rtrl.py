@@ -74,7 +74,7 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
         grads = [jnp.tensordot(credit.astype(m.dtype), m, 1) for m in influence]
         return structure.spread(drives, [jnp.swapaxes(grad, 1, 2) for grad in grads])
 
-    influence = Influence(init, propagate, contract, forget=zeroed)
+    influence = Influence(init, propagate, contract, forget=zeroed, exact=True)
     return past_facing(found, structure, influence, block=block or n)
 
 
@@ -82,4 +82,8 @@ def _immediate(delta, presynaptic, pre):
     """∂h_b/∂w at fixed h_0, [n, batch, post, pre], from the factors of `Segment.jacobians`."""
     if presynaptic is None:
         return jnp.broadcast_to(delta[..., None], (*delta.shape, pre))
+    steps, *shape = delta.shape
+    if shape[1] == 1:
+        product = delta.reshape(steps, -1).T @ presynaptic.astype(delta.dtype)[:, 0]
+        return product.reshape(*shape, pre)
     return jnp.einsum("tnbo,tbp->nbop", delta, presynaptic.astype(delta.dtype))
