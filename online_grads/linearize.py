@@ -120,7 +120,8 @@ class Segment:
         xs: the inputs, [b, ...]; a model without inputs has no array here, so b is given as `length`.
     """
 
-    def __init__(self, coordinates: Coordinates, weights, h, rest, xs, length: int):
+    def __init__(self, coordinates: Coordinates, weights, h, rest, xs, length: int, *, remat: bool = False):
+        """`remat` keeps nothing of a step but the states around it, and takes it anew on the way back."""
         self._coordinates, self.weights, self.xs = coordinates, weights, xs
         self._length = length  # for scans over inputs without any array
         self._start, self._start_rest = h, rest
@@ -131,7 +132,9 @@ class Segment:
                 moved = coordinates.move([*learned, *weights[trained:]], *carry, x)
                 return moved, (carry, moved)
 
-            before, after = jax.lax.scan(body, (h, rest), xs, length)[1]
+            # a scan body is compiled once: nothing could merge the two passes
+            step = jax.checkpoint(body, prevent_cse=False) if remat else body
+            before, after = jax.lax.scan(step, (h, rest), xs, length)[1]
             return after[0], (before, after[1])
 
         self.h, self._pull, (self.before, self.rest) = jax.vjp(follow, weights[:trained], h, has_aux=True)
@@ -215,7 +218,10 @@ class Segment:
 
             def step(h, perturb):
                 h, _, presynaptic, _ = structure.step(self.weights, h, rest, x, perturb=perturb)
-                vectors = [None if c else structure.gather(d, presynaptic) for d, c in zip(drives, constant, strict=True)]
+                vectors = [
+                    None if c else structure.gather(d, presynaptic)
+                    for d, c in zip(drives, constant, strict=True)
+                ]
                 return h, vectors
 
             _, pull, vectors = jax.vjp(step, h, zeros, has_aux=True)
@@ -226,8 +232,12 @@ class Segment:
 
         n = self.h.shape[1]
         rows = jnp.eye(n, dtype=self.h.dtype)
-        sums = [jnp.zeros((n, *z.shape), z.dtype) if c else None for z, c in zip(zeros, constant, strict=True)]
+        sums = [
+            jnp.zeros((n, *z.shape), z.dtype) if c else None for z, c in zip(zeros, constant, strict=True)
+        ]
         (rows, sums), (deltas, vectors) = jax.lax.scan(
             body, (rows, sums), (self.before, self.xs), self._length, reverse=True
         )
-        return rows, [(s, None) if c else (d, v) for s, d, v, c in zip(sums, deltas, vectors, constant, strict=True)]
+        return rows, [
+            (s, None) if c else (d, v) for s, d, v, c in zip(sums, deltas, vectors, constant, strict=True)
+        ]

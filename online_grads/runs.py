@@ -9,6 +9,7 @@ is a weighted sum of a few blocks of the weights, n² products instead of the n 
 Jacobian takes.
 """
 
+from functools import cached_property
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -64,48 +65,55 @@ class RunJacobian:
         """Find the runs of all patterns."""
         self._structure = structure
         self._jacobian = SparseJacobian(structure, patterns)
-        self.size = patterns.held.shape[0]
-        self.drives = [runs(pattern) for pattern in patterns.drives]
-        self.held = runs(patterns.held)
-        self.vectors = [runs(pattern) for pattern in patterns.presynaptic]
+        self._size = patterns.held.shape[0]
+        self._drives = [runs(pattern) for pattern in patterns.drives]
+        self._held = runs(patterns.held)
+        self._vectors = [runs(pattern) for pattern in patterns.presynaptic]
 
-    @property
+    @cached_property
     def few(self) -> bool:
         """Whether the sum has few enough terms, of synapses that are no batches."""
-        structure = self._structure
-        synapses = [site for site in structure.sites if not site.direct]
-        drives = [self.drives[number] for number in structure.drive_of[: len(synapses)]]
-        blocks = sum(len(d) * len(v) for d, v in zip(drives, self.vectors, strict=True))
-        terms = blocks + len(self.held) + sum(map(len, self.drives))
+        synapses = [site for site in self._structure.sites if not site.direct]
+        drives = [self._drives[number] for number in self._structure.drive_of[: len(synapses)]]
+        blocks = sum(len(d) * len(v) for d, v in zip(drives, self._vectors, strict=True))
+        terms = blocks + len(self._held) + sum(map(len, self._drives))
         return terms <= MOST and all(site.batch == 1 for site in synapses)
 
     def __call__(self, weights, h, rest, x) -> tuple[Array, list[Array], list[Array]]:
         """J [n, n], per trained drive D [n, batch, post], and per synapse v [batch, pre]."""
-        structure, n = self._structure, self.size
         entries = self._jacobian(weights, h, rest, x)
-        total = sum((self._diagonal(entries.below(r.rows, r.columns), r, (n, n)) for r in self.held), jnp.zeros((n, n), h.dtype))
-        offset = n
-        for number, (site, vectors) in enumerate(zip(structure.sites, self.vectors, strict=False)):
-            matrix = structure.matrix(site, weights)[0].T.astype(h.dtype)
+        reaches = []
+        for number, drive in enumerate(self._structure.trained_drives):
+            shape = (self._size, drive.batch * drive.post)
+            values = [entries.drive(number, run.rows, run.columns) for run in self._drives[number]]
+            reach = _sum_of_diagonals(self._drives[number], values, shape, h.dtype)
+            reaches.append(reach.reshape(self._size, drive.batch, drive.post))
+        return self._whole(entries, weights, h.dtype), reaches, entries.presynaptic
+
+    def _whole(self, entries: Entries, weights, dtype) -> Array:
+        """J₀ + Σ_l D_l w_lᵀ V_l."""
+        structure, shape, offset = self._structure, (self._size, self._size), self._size
+        held = [entries.below(run.rows, run.columns) for run in self._held]
+        total = _sum_of_diagonals(self._held, held, shape, dtype)
+        for number, (site, vectors) in enumerate(zip(structure.sites, self._vectors, strict=False)):
+            matrix = structure.matrix(site, weights)[0].T.astype(dtype)
             drive = structure.drive_of[number]
-            for d in self.drives[drive]:
+            for d in self._drives[drive]:
                 reach = entries.drive(drive, d.rows, d.columns)[:, None]
                 for v in vectors:
                     block = matrix[d.column : d.column + d.length, v.row : v.row + v.length]
-                    block = reach * block * entries.below(offset + v.rows, v.columns)[None]
-                    total += _placed(block, d.row, v.column, (n, n))
+                    below = entries.below(offset + v.rows, v.columns)[None]
+                    total += _placed(reach * block * below, d.row, v.column, shape)
             offset += site.pre
-        reaches = []
-        for number, drive in enumerate(structure.trained_drives):
-            shape = (n, drive.batch * drive.post)
-            parts = [self._diagonal(entries.drive(number, r.rows, r.columns), r, shape) for r in self.drives[number]]
-            reaches.append(sum(parts, jnp.zeros(shape, h.dtype)).reshape(n, drive.batch, drive.post))
-        return total, reaches, entries.presynaptic
+        return total
 
-    @staticmethod
-    def _diagonal(values, run: Run, shape) -> Array:
-        own = jnp.eye(run.length, dtype=bool)
-        return _placed(jnp.where(own, values[:, None], 0), run.row, run.column, shape)
+
+def _sum_of_diagonals(places: list[Run], values: list[Array], shape, dtype) -> Array:
+    total = jnp.zeros(shape, dtype)
+    for run, diagonal in zip(places, values, strict=True):
+        block = jnp.where(np.eye(run.length, dtype=bool), diagonal[:, None], 0)
+        total += _placed(block, run.row, run.column, shape)
+    return total
 
 
 def _placed(block: Array, row: int, column: int, shape) -> Array:

@@ -74,7 +74,10 @@ class Split:
         sides = {id(p.equation): p.side for p in self.products}
         operands = lambda eq: [a for i, a in enumerate(eq.invars) if i != sides.get(id(eq))]
         uses = Counter(
-            a for atoms in (*map(operands, self.after), self.outputs) for a in atoms if not jaxprs.is_literal(a)
+            a
+            for atoms in (*map(operands, self.after), self.outputs)
+            for a in atoms
+            if not jaxprs.is_literal(a)
         )
         for equation in self.after:
             # of a difference the first term alone: the other one counts negatively
@@ -165,5 +168,3 @@ def smaller_as_parameters(split: Split, dense: bool) -> set:
         if is_complex or smaller:
             whole |= leaves
     return whole
-
-

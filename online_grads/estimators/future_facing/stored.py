@@ -58,12 +58,12 @@ class Steps:
         hidden: h_t after the last.
     """
 
-    def __init__(self, found: Analysis, leaves: Leaves, hidden, params, xs, ys, credit_of=None):
-        """`credit_of` as in `Segment.observe`."""
+    def __init__(self, found: Analysis, leaves: Leaves, hidden, params, xs, ys, credit_of=None, remat=False):
+        """`credit_of` as in `Segment.observe`, `remat` as in `Segment`."""
         self.k = found.check_segment(xs, ys)
         self.theta = found.theta(params)
         h, rest = found.flat.split(hidden)
-        self.segment = Segment(leaves, self.theta, h, rest, xs, self.k)
+        self.segment = Segment(leaves, self.theta, h, rest, xs, self.k, remat=remat)
         self.seen = self.segment.observe(found, found.readout(params), ys, credit_of)
         self.resets = found.resets(xs, self.k)
         before = jax.vmap(found.flat.join)(*self.segment.before)

@@ -35,12 +35,14 @@ class TbpttState(NamedTuple):
     past: Past  # the last `history` steps
 
 
-def tbptt(model: Model, *, history: int = 0, allow_unused: bool = False) -> Estimator:
+def tbptt(model: Model, *, history: int = 0, remat: bool = False, allow_unused: bool = False) -> Estimator:
     """Backpropagation through a segment and `history` steps before it.
 
     Args:
         model: the model.
         history: earlier steps through which credit still flows, at the stored states.
+        remat: take the segment's steps anew on the way back, in place of storing what they computed:
+            on long segments a fraction of the memory for one more forward pass.
         allow_unused: accept parameters that nothing uses.
 
     Returns:
@@ -75,7 +77,7 @@ def tbptt(model: Model, *, history: int = 0, allow_unused: bool = False) -> Esti
         return TbpttState(hidden, stored.blank(found, history))
 
     def update(state, params, xs, ys):
-        steps = stored.Steps(found, leaves, state.hidden, params, xs, ys)
+        steps = stored.Steps(found, leaves, state.hidden, params, xs, ys, remat=remat)
         grads = truncated(found, steps, state.past, history)
         past = stored.remembered(found, state.past, steps.pairs, steps.resets)
         return TbpttState(steps.hidden, past), steps.estimate(grads)

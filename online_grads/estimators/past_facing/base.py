@@ -86,6 +86,7 @@ def past_facing(
     block: int | None,
     direct: bool = True,
     feedback: Feedback = symmetric,
+    remat: bool = False,
 ) -> Estimator:
     """The estimator of an `Influence`.
 
@@ -98,6 +99,7 @@ def past_facing(
         direct: which of the two forms above emits the gradient; False needs blocks of one step.
         feedback: how the loss's error reaches the hidden state; anything but `symmetric` needs
             direct=False, where every step's credit meets the influence.
+        remat: take the steps of a block anew on the way back, in place of storing what they computed.
 
     Returns:
         An `Estimator` whose state is a `PastFacingState`.
@@ -147,7 +149,7 @@ def past_facing(
             if resets is not None:
                 carried = forget(carried, noise, resets[0])
             length = jax.tree.leaves((segment_xs, segment_ys))[0].shape[0]
-            segment = Segment(coordinates, weights, h, rest, segment_xs, length)
+            segment = Segment(coordinates, weights, h, rest, segment_xs, length, remat=remat)
             seen = segment.observe(found, readout, segment_ys, credit_of)
             early = direct and not (influence.exact and length == 1)
             if early:
@@ -180,7 +182,9 @@ def _draws(noise: Callable, key: Array, *, several: bool):
     if not several:
         return key, lambda *counts: noise(key_segment)
     # different for all counts whose product is below 2^31: multiples of the golden ratio lie far apart
-    number = lambda episode, blocks: blocks.astype(jnp.uint32) + jnp.uint32(0x9E3779B9) * episode.astype(jnp.uint32)
+    number = lambda episode, blocks: (
+        blocks.astype(jnp.uint32) + jnp.uint32(0x9E3779B9) * episode.astype(jnp.uint32)
+    )
     return key, lambda *counts: noise(jax.random.fold_in(key_segment, number(*counts)))
 
 

@@ -35,7 +35,12 @@ from online_grads.types import Estimator, Model
 
 
 def eprop(
-    model: Model, *, hops: int = 0, feedback: Feedback = symmetric, allow_unused: bool = False
+    model: Model,
+    *,
+    hops: int = 0,
+    influence_dtype=None,
+    feedback: Feedback = symmetric,
+    allow_unused: bool = False,
 ) -> Estimator:
     """The gradient through paths that pass between units at most `hops` times.
 
@@ -45,6 +50,9 @@ def eprop(
         model: the model.
         hops: m, at least 0; 0 is e-prop. A hop is one step in which influence passes through a
             recurrent weight.
+        influence_dtype: what the influence is stored in, by default the weights' dtype. `jnp.bfloat16`
+            halves memory and what a step streams; sums are taken in the weights' dtype, and every
+            step rounds.
         feedback: how the error reaches the hidden state, see `online_grads.feedback`.
         allow_unused: accept parameters that nothing uses.
 
@@ -83,5 +91,5 @@ def eprop(
     require_read("eprop", found, structure, chain[-1])
     # beyond the reach of the graph the masks stay the same, and paths still get longer
     chain += chain[-1:] * (hops + 1 - len(chain))
-    influence = masked_influence(structure, chain, held=True)
+    influence = masked_influence(structure, chain, held=True, influence_dtype=influence_dtype)
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

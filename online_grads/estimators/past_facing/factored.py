@@ -54,9 +54,9 @@ def factored(model: Model, rule: SynapseRule, *, direct: bool, allow_unused: boo
     for drive in others:
         if n * drive.post > DIRECT_LIMIT:
             raise ValueError(
-                f"{structure.name(drive)} acts other than by a product of a matrix "
-                f"with a vector, so that it cannot be factored, and its exact influence has {n} x {drive.post} "
-                f"entries, over the limit of {DIRECT_LIMIT}; use uoro"
+                f"{structure.name(drive)} acts other than by a product of a matrix with a vector, so that it "
+                f"cannot be factored, and its exact influence has {n} x {drive.post} entries, over the limit "
+                f"of {DIRECT_LIMIT}; use uoro"
             )
     sizes = lambda drive: (n, drive.post, structure.pre(drive))
 

@@ -18,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
+from online_grads.arguments import float_dtype
 from online_grads.estimators.past_facing.base import Influence, zeroed
 from online_grads.linearize import Weights
+from online_grads.numerics import like
 from online_grads.sparse import Entries, SparseJacobian
 from online_grads.structure import Drive, Site
 from online_grads.types import Array
@@ -104,9 +106,10 @@ def _require_sparse(structure: Weights, drive: Drive, size: int) -> None:
         )
 
 
-def start(structure: Weights, kept: list[Kept]) -> list:
-    """E = 0 for every site of every drive."""
-    return [[_zeros(k, each, structure.weights[each.site.weight]) for each in k.sites] for k in kept]
+def start(structure: Weights, kept: list[Kept], influence_dtype=None) -> list:
+    """E = 0 for every site of every drive, stored in `influence_dtype` or in the weight's own."""
+    weight = lambda each: structure.weights[each.site.weight]
+    return [[_zeros(k, each, weight(each), influence_dtype) for each in k.sites] for k in kept]
 
 
 def move(structure: Weights, kept: list[Kept], terms: list[list[Term]], entries: Entries) -> list:
@@ -119,11 +122,15 @@ def move(structure: Weights, kept: list[Kept], terms: list[list[Term]], entries:
         for at, each in enumerate(k.sites):
             dtype = structure.weights[each.site.weight].dtype
             reached, coefficients = jax.tree.map(lambda factor, d=dtype: factor.astype(d), factors)
-            products = [(c, t.places, t.influence[at]) for c, t in zip(coefficients, own, strict=True)]
+            products = [
+                (c, t.places, jax.tree.map(lambda e, d=dtype: e.astype(d), t.influence[at]))
+                for c, t in zip(coefficients, own, strict=True)
+            ]
             vector = jnp.ones((1, 1), dtype)
             if not each.site.direct:
                 vector = entries.presynaptic[each.number].astype(dtype)
-            sites.append((_move_few if each.few else _move_many)(structure, each, products, reached, vector))
+            move_one = _move_few if each.few else _move_many
+            sites.append(like(move_one(structure, each, products, reached, vector), own[0].influence[at]))
         moved.append(sites)
     return moved
 
@@ -134,8 +141,8 @@ def contract(structure: Weights, kept: list[Kept], influence: list, credit: Arra
     for k, parts in zip(kept, influence, strict=True):
         local = _materialised(jnp.where(k.valid, credit[k.rows], 0))
         for each, e in zip(k.sites, parts, strict=True):
-            site = each.site
-            own = local.astype(structure.weights[site.weight].dtype)
+            site, dtype = each.site, structure.weights[each.site.weight].dtype
+            own, e = jax.tree.map(lambda array, d=dtype: array.astype(d), (local, e))
             if each.few:
                 along = [structure.along(site, row, post=True) for row in own]
                 grads[each.number] = sum(row * entry for row, entry in zip(along, e, strict=True))
@@ -150,7 +157,7 @@ def contract(structure: Weights, kept: list[Kept], influence: list, credit: Arra
     return structure.collect([grads[number] for number in structure.trained_numbers])
 
 
-def masked_influence(structure: Weights, chain: list[list], *, held: bool) -> Influence:
+def masked_influence(structure: Weights, chain: list[list], *, held: bool, influence_dtype=None) -> Influence:
     """The `Influence` on fixed masks, one tensor after another.
 
         S_0' = A S_0 + I          S_k' = A S_k + B S_{k-1} + I
@@ -160,11 +167,14 @@ def masked_influence(structure: Weights, chain: list[list], *, held: bool) -> In
         chain: per tensor the hidden entries that each trained drive keeps, [n, batch·post]; the last
             tensor gives the gradient.
         held: A = J₀ and B = J − J₀ if True, otherwise A = J and there is one tensor.
+        influence_dtype: what the tensors are stored in, None for the weights' own.
 
     Raises:
+        TypeError: if influence_dtype is not a floating one.
         ValueError: if a direct use of a weight takes more than `DENSE_LIMIT` products per step.
     """
     patterns = structure.patterns
+    stored = None if influence_dtype is None else float_dtype(influence_dtype)
     tensors = [keep(structure, reaches) for reaches in chain]
     alike = [_alike(kept) for kept in zip(*tensors, strict=True)]
     tensors = [[kept[number] for kept in alike] for number in range(len(chain))]
@@ -197,7 +207,7 @@ def masked_influence(structure: Weights, chain: list[list], *, held: bool) -> In
         return [move(structure, kept, term, entries) for kept, term in zip(tensors, terms, strict=True)]
 
     return Influence(
-        lambda h, key: [start(structure, kept) for kept in tensors],
+        lambda h, key: [start(structure, kept, stored) for kept in tensors],
         propagate,
         lambda influence, credit: contract(structure, tensors[-1], influence[-1], credit),
         forget=zeroed,
@@ -225,11 +235,11 @@ def _alike(kept: tuple[Kept, ...]) -> list[Kept]:
     return [k._replace(sites=alike(k)) for k in kept]
 
 
-def _zeros(k: Kept, each: KeptSite, weight):
-    count, drives = k.rows.shape
+def _zeros(k: Kept, each: KeptSite, weight, influence_dtype):
+    (count, drives), dtype = k.rows.shape, influence_dtype or weight.dtype
     if each.few:
-        return [jnp.zeros(weight.shape, weight.dtype) for _ in range(count)]
-    return jnp.zeros((drives, count, each.site.pre if each.pres is None else each.pres.shape[1]), weight.dtype)
+        return [jnp.zeros(weight.shape, dtype) for _ in range(count)]
+    return jnp.zeros((drives, count, each.site.pre if each.pres is None else each.pres.shape[1]), dtype)
 
 
 def _move_few(structure, each: KeptSite, products, reached, vector):

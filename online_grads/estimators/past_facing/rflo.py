@@ -27,13 +27,22 @@ from online_grads.linearize import Weights
 from online_grads.types import Estimator, Model
 
 
-def rflo(model: Model, *, feedback: Feedback = symmetric, allow_unused: bool = False) -> Estimator:
+def rflo(
+    model: Model,
+    *,
+    influence_dtype=None,
+    feedback: Feedback = symmetric,
+    allow_unused: bool = False,
+) -> Estimator:
     """One eligibility trace per weight, met by the credit of the unit it acts on.
 
         B_t = ∂h_t/∂h_{t-1}|_drives ∘ B_{t-1} + D_t ⊗ v_t          g_t = q_t ∘ B_t
 
     Args:
         model: the model, of units with one hidden entry each.
+        influence_dtype: what the influence is stored in, by default the weights' dtype. `jnp.bfloat16`
+            halves memory and what a step streams; sums are taken in the weights' dtype, and every
+            step rounds.
         feedback: how the error reaches the hidden state; the paper's is `feedback.random(key)`.
         allow_unused: accept parameters that nothing uses.
 
@@ -66,5 +75,5 @@ def rflo(model: Model, *, feedback: Feedback = symmetric, allow_unused: bool = F
                 f"rflo keeps one trace per weight, and {structure.name(drive)} reaches {most} hidden "
                 "entries; use eprop"
             )
-    influence = masked_influence(structure, [reaches], held=True)
+    influence = masked_influence(structure, [reaches], held=True, influence_dtype=influence_dtype)
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

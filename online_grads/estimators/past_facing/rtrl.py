@@ -16,13 +16,16 @@ learning algorithm for fully recurrent continually running networks.
 import jax.numpy as jnp
 
 from online_grads.analysis import analyse
-from online_grads.arguments import positive_int
+from online_grads.arguments import float_dtype, positive_int
 from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
 from online_grads.linearize import Weights
+from online_grads.numerics import wide
 from online_grads.types import Estimator, Model
 
 
-def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) -> Estimator:
+def rtrl(
+    model: Model, *, block: int | None = None, influence_dtype=None, allow_unused: bool = False
+) -> Estimator:
     """The exact gradient through the whole past, carried forward.
 
         g = (1/k) Σ_{t in segment} (∂ℓ_t/∂h_t) dh_t/dθ + ∂ℓ_t/∂θ
@@ -33,13 +36,16 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
     Args:
         model: the model.
         block: steps composed at a time in a longer segment, n by default.
+        influence_dtype: what the influence is stored in, by default the weights' dtype. `jnp.bfloat16`
+            halves memory and what a step streams; sums are taken in float32, and every step rounds.
         allow_unused: accept parameters that nothing uses.
 
     Returns:
         An `Estimator`, exact while the parameters are frozen.
 
     Raises:
-        ValueError: if block is below 1, or the model does not fit together.
+        TypeError, ValueError: if block is below 1, influence_dtype is not a floating one, or the model
+            does not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from online_grads import cells, from_cell, gradient, losses, readouts, tbptt
@@ -56,26 +62,37 @@ def rtrl(model: Model, *, block: int | None = None, allow_unused: bool = False) 
     """
     if block is not None:
         positive_int("block", block)
+    dtype = None if influence_dtype is None else float_dtype(influence_dtype)
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=True)
     drives, n = structure.trained_drives, found.flat.size
 
     def init(h, key):
-        return [jnp.zeros((n, d.batch, d.post, structure.pre(d)), d.dtype) for d in drives]
+        shape = lambda drive: (n, drive.batch, drive.post, structure.pre(drive))
+        return [jnp.zeros(shape(drive), dtype or drive.dtype) for drive in drives]
 
     def propagate(influence, segment, noise):
         transfer, factors = segment.jacobians()
-        return [
-            jnp.tensordot(transfer.astype(m.dtype), m, 1) + _immediate(*factor, structure.pre(drive)).astype(m.dtype)
-            for drive, m, factor in zip(drives, influence, factors, strict=True)
-        ]
+        moved = []
+        for drive, m, factor in zip(drives, influence, factors, strict=True):
+            product = _product(transfer, m)
+            immediate = _immediate(*factor, structure.pre(drive))
+            moved.append((product + immediate.astype(product.dtype)).astype(m.dtype))
+        return moved
 
     def contract(influence, credit):
-        grads = [jnp.tensordot(credit.astype(m.dtype), m, 1) for m in influence]
+        grads = [_product(credit, m).astype(d.dtype) for d, m in zip(drives, influence, strict=True)]
         return structure.spread(drives, [jnp.swapaxes(grad, 1, 2) for grad in grads])
 
     influence = Influence(init, propagate, contract, forget=zeroed, exact=True)
     return past_facing(found, structure, influence, block=block or n)
+
+
+def _product(left, influence):
+    """left [..., n] · M, summed in at least float32."""
+    return jnp.tensordot(
+        left.astype(influence.dtype), influence, 1, preferred_element_type=wide(influence.dtype)
+    )
 
 
 def _immediate(delta, presynaptic, pre):

@@ -26,13 +26,21 @@ from online_grads.types import Estimator, Model
 
 
 def snap(
-    model: Model, *, order: int = 1, feedback: Feedback = symmetric, allow_unused: bool = False
+    model: Model,
+    *,
+    order: int = 1,
+    influence_dtype=None,
+    feedback: Feedback = symmetric,
+    allow_unused: bool = False,
 ) -> Estimator:
     """RTRL that keeps the influence of a weight on the units it reaches within `order` steps.
 
     Args:
         model: the model.
         order: n, at least 1. Large enough, the mask drops nothing and the method is `rtrl`.
+        influence_dtype: what the influence is stored in, by default the weights' dtype. `jnp.bfloat16`
+            halves memory and what a step streams; sums are taken in the weights' dtype, and every
+            step rounds.
         feedback: how the error reaches the hidden state, see `online_grads.feedback`.
         allow_unused: accept parameters that nothing uses.
 
@@ -41,8 +49,9 @@ def snap(
         entries at which a weight keeps its influence.
 
     Raises:
-        ValueError: if order is below 1, a weight's direct use keeps too many entries, the loss reads
-            nothing of what a weight keeps, or the model does not fit together.
+        TypeError, ValueError: if order is below 1, influence_dtype is not a floating one, a weight's
+            direct use keeps too many entries, the loss reads nothing of what a weight keeps, or the
+            model does not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from online_grads import cells, from_cell, losses, memory, readouts, rtrl
@@ -59,5 +68,5 @@ def snap(
     structure = Weights(found, dense=False)
     reaches = reachable(structure, order - 1, within=units(structure.patterns.held))[-1]
     require_read("snap", found, structure, reaches)
-    influence = masked_influence(structure, [reaches], held=False)
+    influence = masked_influence(structure, [reaches], held=False, influence_dtype=influence_dtype)
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

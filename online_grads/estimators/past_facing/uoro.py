@@ -41,7 +41,12 @@ class UoroInfluence(NamedTuple):
 
 
 def uoro(
-    model: Model, *, epsilon: float = 1e-7, direct: bool = True, allow_unused: bool = False
+    model: Model,
+    *,
+    epsilon: float = 1e-7,
+    direct: bool = True,
+    remat: bool = False,
+    allow_unused: bool = False,
 ) -> Estimator:
     """An unbiased gradient at the cost of backpropagation, from a rank-one influence.
 
@@ -49,6 +54,8 @@ def uoro(
         model: the model.
         epsilon: ε in the norm ratios, may be a tracer; with 0 a ratio of vanishing norms is 1.
         direct: exact direct part (default), or the papers' form with a step-by-step read-out.
+        remat: take the segment's steps anew on the way back, in place of storing what they computed:
+            on long segments a fraction of the memory for one more forward pass.
         allow_unused: accept parameters that nothing uses.
 
     Returns:
@@ -90,6 +97,7 @@ def uoro(
         ),
         block=None if direct else 1,
         direct=direct,
+        remat=remat,
     )
 
 
