@@ -28,6 +28,8 @@ from online_grads.fptt import FpttState, fptt, fptt_restart
 from online_grads.learner import gradient, learner, memory, scan
 from online_grads.model import from_cell, with_resets
 from online_grads.run import DataError, run
+from online_grads.sharding import sharded
+from online_grads.sweep import sweep
 from online_grads.types import Estimate, Estimator, Learner, LearnerState, Metrics, Model
 
 __all__ = [
@@ -76,7 +78,9 @@ __all__ = [
     "rtrl",
     "run",
     "scan",
+    "sharded",
     "snap",
+    "sweep",
     "tasks",
     "tbptt",
     "uoro",

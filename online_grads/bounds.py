@@ -58,7 +58,9 @@ def factor_product(model: Model, state: PyTree) -> Program:
 
 
 def stream(model: Model, state: PyTree) -> Program:
-    """e ← c e with as many bytes as the influence has: each is read once and written once.
+    """e ← c e with as many bytes as influence and parameters have: each is read once and written once.
+
+    A step that learns cannot do without either.
 
     Args:
         model: not used.
@@ -67,9 +69,9 @@ def stream(model: Model, state: PyTree) -> Program:
     Returns:
         A `Program` on one float32 array.
     """
-    count = -(-sum(_bytes(leaf) for leaf in jax.tree.leaves(state.influence)) // 4)
 
     def init(params, hidden):
+        count = -(-sum(_bytes(leaf) for leaf in jax.tree.leaves((state.influence, params))) // 4)
         return jnp.ones(count, jnp.float32), jnp.ones((), jnp.float32)
 
     return Program(init, lambda carry, x, y: (carry[0] * carry[1], carry[1]))

@@ -70,9 +70,9 @@ def test_the_products_keep_their_size():
 
 
 @pytest.mark.parametrize("name", ["snap", "eprop", "rflo", "kernl"])
-def test_a_stream_has_the_bytes_of_the_influence(name):
+def test_a_stream_has_the_bytes_of_influence_and_parameters(name):
     state, program, start = begun("gru", name)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.influence))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state.influence, start[0])))
     array, factor, *_ = jax.eval_shape(program.init, *start)
     assert array.size * array.dtype.itemsize == size
     assert analysis(program, start)["flops"] == pytest.approx(array.size, rel=0.05)
