@@ -103,7 +103,7 @@ def number_in(low: float, high: float, **values) -> None:
             raise ValueError(f"{name} must be in ({low}, {high}), got {value}")
 
 
-def float_dtype(dtype):
+def float_dtype(dtype, name: str = "dtype"):
     """A real floating dtype that this JAX configuration can hold; None is JAX's default float.
 
     Raises:
@@ -115,11 +115,14 @@ def float_dtype(dtype):
     """
     if dtype is None:
         return jnp.result_type(float)
-    wanted = jnp.dtype(dtype)
-    if not jnp.issubdtype(wanted, jnp.floating):
-        raise TypeError(f"dtype must be a real floating dtype, got {wanted}")
-    if wanted.itemsize > 4 and not jax.config.jax_enable_x64:
-        raise ValueError(f"dtype {wanted} needs jax.config.update('jax_enable_x64', True)")
+    try:
+        wanted = jnp.dtype(dtype)
+    except TypeError:
+        wanted = dtype
+    if not (isinstance(wanted, jnp.dtype) and jnp.issubdtype(wanted, jnp.floating)):
+        raise TypeError(f"{name} must be a real floating dtype, got {wanted}")
+    if jax.dtypes.canonicalize_dtype(wanted) != wanted:
+        raise ValueError(f"{name} {wanted} needs jax.config.update('jax_enable_x64', True)")
     return wanted
 
 

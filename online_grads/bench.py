@@ -90,7 +90,7 @@ def costs(
     *,
     window: int = 1,
     repeats: int = 5,
-    limit: int,
+    limit: float,
 ) -> Iterator[Cost]:
     """Measure every estimator on every cell at every size, the smallest first, as the rows are asked for.
 
@@ -130,7 +130,9 @@ def costs(
                 yield row
 
 
-def _cost(row: Cost, start: tuple, bounds: dict, window: int, repeats: int, limit: int, guess: float) -> Cost:
+def _cost(
+    row: Cost, start: tuple, bounds: dict, window: int, repeats: int, limit: float, guess: float
+) -> Cost:
     """A row measured, from the first (params, hidden)."""
     model = model_of(row.cell, row.n)
     estimator = ESTIMATORS[row.estimator].constructor(model)
@@ -267,8 +269,8 @@ def predicted(known: Sequence[tuple[int, float]], n: int) -> float:
     if not known:
         return max(n**4 / 1e10, 1e-5)
     size, seconds = known[-1]
-    exponent = slope(known[-2:])
-    return seconds * (n / size) ** (3 if exponent is None else min(max(exponent, 0), 4))
+    exponent = _slope(known[-2:]) if len(known) > 1 else 3
+    return seconds * (n / size) ** min(max(exponent, 0), 4)
 
 
 def slope(points: Sequence[tuple[int, float]]) -> float | None:
@@ -278,15 +280,18 @@ def slope(points: Sequence[tuple[int, float]]) -> float | None:
         points: (n, cost) pairs.
 
     Returns:
-        a, or None with fewer than two sizes.
+        a, or None with fewer than three sizes, where it would be mostly noise.
 
     >>> round(slope([(n, 3e-6 * n**2.5) for n in (32, 64, 128, 256, 512)]), 6)
     2.5
     """
     points = sorted(points)
-    points = points[min(len(points) // 2, max(len(points) - 2, 0)) :]
-    if len({n for n, _ in points}) < 2:
+    if len({n for n, _ in points}) < 3:
         return None
+    return _slope(points[min(len(points) // 2, len(points) - 2) :])
+
+
+def _slope(points: Sequence[tuple[int, float]]) -> float:
     n, cost = np.log(np.asarray(points, np.float64)).T
     n, cost = n - n.mean(), cost - cost.mean()
     return float(n @ cost / (n @ n))

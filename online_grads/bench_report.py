@@ -17,8 +17,8 @@ from online_grads.report import columns
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 CAPACITY = """\
-n: the most hidden units with which the state fits; a step's working memory comes on top, and an estimator may
-refuse so large a cell for what a step of it would cost"""
+n: the most hidden units with which parameters and state fit; a step's working memory comes on top, and an
+estimator may refuse so large a cell for what a step of it would cost"""
 
 
 def table(rows: Sequence[Cost]) -> str:
@@ -82,12 +82,12 @@ def summary(rows: Sequence[Cost], *, window: int, repeats: int) -> dict[str, Any
 
 
 def fitting(cells: Sequence[str], estimators: Sequence[str], limit: float) -> str:
-    """A table of the largest n whose state takes at most `limit` bytes.
+    """A table of the largest n for which parameters and state take at most `limit` bytes.
 
-    >>> fitting(["gru"], ["tbptt"], 1000.0).splitlines()[1].split()[:4]
-    ['gru', 'tbptt', '249', '1000']
+    >>> fitting(["gru"], ["tbptt"], 10_000.0).splitlines()[1].split()[:3]
+    ['gru', 'tbptt', '23']
     """
-    rows = [("cell", "estimator", "n", "state", "formula")]
+    rows = [("cell", "estimator", "n", "bytes", "state's formula")]
     reasons = [""]
     for cell in cells:
         for name in estimators:

@@ -53,7 +53,7 @@ def factor_product(model: Model, state: PyTree) -> Program:
         A `Program` of 2 n² c operations per step, c the columns of all B [..., n, c_l] and of what is
         carried exactly.
     """
-    factors = [each.B for each in state.influence.synapses]
+    factors = [each.B for each in state.influence.products]
     return _product(model, factors + state.influence.direct)
 
 
@@ -111,7 +111,7 @@ def jvp_and_vjp(model: Model, state: PyTree) -> Program:
 
 
 def forward_and_backward(model: Model, state: PyTree) -> Program:
-    """The gradient of one step's loss with respect to θ and h_{t-1}, and a step down it.
+    """The gradient of one step's loss with respect to θ, and a step down it.
 
     Args:
         model: the model.
@@ -124,18 +124,18 @@ def forward_and_backward(model: Model, state: PyTree) -> Program:
 
     def init(params, hidden):
         h, rest = flat.split(hidden)
-        return params, h, rest, jnp.zeros_like(h), jnp.sum(h)
+        return params, h, rest, jnp.sum(h)
 
     def step(carry, x, y):
-        params, h, rest, credit, _ = carry
+        params, h, rest, _ = carry
 
-        def loss(params, h):
+        def loss(params):
             hidden = model.transition(params, flat.join(h, rest), x)
             return model.loss(params, hidden, y)[0], flat.split(hidden)
 
-        (value, (h, rest)), (grads, back) = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, h)
+        (value, (h, rest)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         params = jax.tree.map(lambda p, g: p - RATE * g, params, grads)
-        return params, h, rest, credit + back, value
+        return params, h, rest, value
 
     return Program(init, step)
 

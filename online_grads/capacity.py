@@ -1,4 +1,4 @@
-"""How large a network may be for an estimator's state to fit, from shapes alone."""
+"""How large a network may be for its parameters and an estimator's state to fit, from shapes alone."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from online_grads.learner import memory
 
 
 def state_polynomial(cell: str, estimator: str) -> Callable[[int], Fraction]:
-    """Bytes of an estimator's state as an exact polynomial of n, at most a cubic, from shapes alone.
+    """Bytes of parameters and an estimator's state, an exact polynomial of n, at most a cubic.
 
     Args:
         cell: a name from `CELLS`.
@@ -22,16 +22,17 @@ def state_polynomial(cell: str, estimator: str) -> Callable[[int], Fraction]:
         n -> bytes.
 
     Raises:
-        ValueError: the estimator refuses the cell, or its state is no such polynomial.
+        ValueError: the estimator refuses the cell, or the bytes are no such polynomial.
 
     >>> state_polynomial("vanilla_rnn", "tbptt")(100)
-    Fraction(404, 1)
+    Fraction(45620, 1)
     """
 
     def measured(n):
         model = model_of(cell, n)
         built = ESTIMATORS[estimator].constructor(model)
-        return memory(built, *jax.eval_shape(model.init, jax.random.key(0)))
+        params, hidden = jax.eval_shape(model.init, jax.random.key(0))
+        return memory(built, params, hidden) + sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params))
 
     nodes = {n: measured(n) for n in (8, 16, 24, 32)}
 
@@ -40,7 +41,7 @@ def state_polynomial(cell: str, estimator: str) -> Callable[[int], Fraction]:
         return sum((size * basis[m] for m, size in nodes.items()), Fraction(0))
 
     if polynomial(40) != measured(40):
-        raise ValueError("the bytes of its state are no cubic polynomial of n")
+        raise ValueError("its bytes are no cubic polynomial of n")
     return polynomial
 
 

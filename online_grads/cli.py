@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import itertools
 import math
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -39,7 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.command(arguments)
+        status = arguments.command(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (UsageError, ConfigError) as error:
         print(f"online-grads: {error}", file=sys.stderr)
         return 2
@@ -77,9 +83,9 @@ def _add_bench(commands) -> None:
         help="measure what estimators cost, beside their bounds",
         description="Measure µs per step, compile seconds and state bytes of estimators on cells of several "
         f"sizes ({bench.INPUTS} inputs, {bench.OUTPUTS} outputs, {bench.DTYPE}). The ratio is to a bound "
-        "measured in the same run: the bare product J·M or J·B; each byte of the influence read and written "
-        "once (stream); one JVP and one VJP; one forward and backward pass; the forward passes of all "
-        "particles.",
+        "measured in the same run: the bare product J·M or J·B; each byte of influence and parameters read "
+        "and written once (stream); one JVP and one VJP; one forward and backward pass; the forward passes "
+        "of all particles.",
     )
     many = {"nargs": "+", "action": "extend", "metavar": "NAME"}
     cells, estimators = _one_of("cell", CELLS), _one_of("estimator", ESTIMATORS)
@@ -90,7 +96,7 @@ def _add_bench(commands) -> None:
         help="hidden units; default: 32 64 128 256 512",
     )  # fmt: skip
     parser.add_argument(
-        "--window", type=_count, default=1, metavar="K", help="steps per segment and update; default: 1"
+        "--window", type=_window, default=1, metavar="K", help="steps per segment and update; default: 1"
     )
     parser.add_argument(
         "--repeats", type=_count, default=5, metavar="R", help="timed runs, of which the median; default: 5"
@@ -104,7 +110,7 @@ def _add_bench(commands) -> None:
     )
     parser.add_argument(
         "--memory", type=_gibibytes, metavar="GIB",
-        help="measure nothing; print the largest n whose state fits, for each estimator",
+        help="measure nothing; print the largest n for which state and parameters fit, for each estimator",
     )  # fmt: skip
     parser.set_defaults(command=_bench)
 
@@ -124,6 +130,13 @@ def _count(text: str) -> int:
     if not (text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
     return int(text)
+
+
+def _window(text: str) -> int:
+    window = _count(text)
+    if window > bench.MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"expected at most {bench.MOST_STEPS} steps, got {text}")
+    return window
 
 
 def _gibibytes(text: str) -> float:
@@ -150,22 +163,34 @@ def _bench(arguments: argparse.Namespace) -> int:
         folder = _folder(arguments.save, arguments.save, option="--save")
     options = {"window": arguments.window, "repeats": arguments.repeats}
     limit = arguments.limit or bench.memory_limit()
-    found = bench.costs(cells, arguments.sizes, estimators, **options, limit=limit)
-    rows = _shown(found, len(cells) * len(set(arguments.sizes)) * len(estimators))
-    print(f"{bench_report.header(**options)}\n\n{bench_report.table(rows)}")
+    found = bench.costs(cells, sorted(set(arguments.sizes)), estimators, **options, limit=limit)
+    rows, interrupted = _measured(found, len(cells) * len(set(arguments.sizes)) * len(estimators))
     if arguments.save is not None:
-        bench_report.write(rows, folder, **options)
+        try:
+            bench_report.write(rows, folder, **options)
+        except OSError as error:
+            print(f"online-grads: --save {folder}: {error.strerror}; nothing saved", file=sys.stderr)
+            interrupted = interrupted or 2
+    print(f"{bench_report.header(**options)}\n\n{bench_report.table(rows)}")
+    if arguments.save is not None and interrupted != 2:
         print(f"\nwritten to {folder}")
-    return 0
+    return interrupted
 
 
-def _shown(rows: Iterable[bench.Cost], total: int) -> list[bench.Cost]:
-    """The rows, with a bar on a terminal while they are measured."""
-    if not sys.stderr.isatty() or importlib.util.find_spec("tqdm") is None:
-        return list(rows)
-    from tqdm import tqdm
+def _measured(rows: Iterable[bench.Cost], total: int) -> tuple[list[bench.Cost], int]:
+    """The rows, and an exit status: what was measured before an interruption is not lost."""
+    if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
+        from tqdm import tqdm
 
-    return list(tqdm(rows, total=total, unit="row", leave=False))
+        rows = tqdm(rows, total=total, unit="row", leave=False)
+    done: list[bench.Cost] = []
+    try:
+        for row in rows:
+            done.append(row)
+    except KeyboardInterrupt:
+        print(f"online-grads: interrupted after {len(done)} of {total} rows", file=sys.stderr)
+        return done, 130
+    return done, 0
 
 
 def _require(*names: str) -> None:

@@ -41,7 +41,7 @@ class Patterns:
         """Args: the structure, and the shapes that it was built from."""
         self._structure, self._params, self._h = structure, params, h
         self._given = (structure.weights, rest, x)
-        drives = [jax.ShapeDtypeStruct((s.batch, s.post), s.dtype) for s in structure.sites if not s.direct]
+        drives = [jax.ShapeDtypeStruct((s.batch, s.post), s.dtype) for s in structure.synapses]
         self._given_held = (*self._given, drives)
 
     @cached_property
@@ -83,7 +83,7 @@ class Patterns:
             [v.ravel().astype(h.dtype) for v in self._hold(h, *given)[2]] or [h[:0]]
         )
         pattern = dependence(vectors, self._h, given=self._given_held)
-        synapses = [site for site in self._structure.sites if not site.direct]
+        synapses = self._structure.synapses
         ends = np.cumsum([site.batch * site.pre for site in synapses])
         return [pattern[end - site.batch * site.pre : end] for end, site in zip(ends, synapses, strict=True)]
 

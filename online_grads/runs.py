@@ -73,7 +73,7 @@ class RunJacobian:
     @cached_property
     def few(self) -> bool:
         """Whether the sum has few enough terms, of synapses that are no batches."""
-        synapses = [site for site in self._structure.sites if not site.direct]
+        synapses = self._structure.synapses
         drives = [self._drives[number] for number in self._structure.drive_of[: len(synapses)]]
         blocks = sum(len(d) * len(v) for d, v in zip(drives, self._vectors, strict=True))
         terms = blocks + len(self._held) + sum(map(len, self._drives))
@@ -95,7 +95,7 @@ class RunJacobian:
         structure, shape, offset = self._structure, (self._size, self._size), self._size
         held = [entries.below(run.rows, run.columns) for run in self._held]
         total = _sum_of_diagonals(self._held, held, shape, dtype)
-        for number, (site, vectors) in enumerate(zip(structure.sites, self._vectors, strict=False)):
+        for number, (site, vectors) in enumerate(zip(structure.synapses, self._vectors, strict=True)):
             matrix = structure.matrix(site, weights)[0].T.astype(dtype)
             drive = structure.drive_of[number]
             for d in self._drives[drive]:

@@ -5,7 +5,8 @@
 A column of M, the influence of one weight, needs J_t, q_t and its own past, and no other column. So
 the columns are divided over the D devices of a mesh, and everything else is on each of them. Each
 holds 1/D of the influence and does 1/D of J·M; what they exchange in a step is J, the factors of
-∂h_t/∂w and the gradients, O(n²) for a dense cell.
+∂h_t/∂w and the gradients, O(n²) for a dense cell. Where `rtrl` composes the steps of a block, the
+factors of all of them, n · post entries each, are on every device: a smaller `block` bounds that.
 
 The program stays the estimator's own: the places of arrays are constraints on it, and XLA's
 partitioner derives the rest. The same program runs on one host and, under `jax.distributed`, on many.
@@ -42,7 +43,7 @@ def sharded(estimator: Estimator, mesh: Mesh, *, axis: str | tuple[str, ...] | N
         state, or have no axis that the number of devices divides, are on every device.
 
     Raises:
-        TypeError: if mesh is no mesh, or, at init, the state is not a `PastFacingState`.
+        TypeError: if estimator is none, mesh is no mesh, or, at init, the state is not a `PastFacingState`.
         ValueError: if the mesh has no such axis, or, at init, the number of devices divides no axis of
             the largest array of the influence.
 
@@ -59,6 +60,8 @@ def sharded(estimator: Estimator, mesh: Mesh, *, axis: str | tuple[str, ...] | N
     >>> [part * mesh.size for part in parts] == [leaf.size for leaf in state.influence]
     True
     """
+    if not isinstance(estimator, Estimator):
+        raise TypeError(f"sharded takes an estimator, such as rtrl(model), got {estimator!r}")
     names = _names(mesh, axis)
     # XLA is to derive what is not constrained: of type Auto, where newer versions of JAX make axes Explicit
     mesh = Mesh(mesh.devices, mesh.axis_names)
@@ -82,8 +85,8 @@ def sharded(estimator: Estimator, mesh: Mesh, *, axis: str | tuple[str, ...] | N
         state = estimator.init(*everywhere((params, hidden)), key=everywhere(key))
         if not isinstance(state, PastFacingState):
             raise TypeError(
-                f"only a past-facing estimator has an influence to divide, got a {type(state).__name__}; "
-                "transforms go around it: batched(sharded(...))"
+                f"only a past-facing estimator has an influence to divide, not one with a state like "
+                f"{type(state).__name__}; batched and averaged go around it: batched(sharded(...))"
             )
         return divided(state)
 
@@ -103,8 +106,9 @@ def _names(mesh, axis) -> tuple[str, ...]:
         raise TypeError(f"mesh must be a jax.sharding.Mesh, got {mesh!r}")
     if axis is None:
         return mesh.axis_names
-    names = (axis,) if isinstance(axis, str) else tuple(axis)
-    if not names or not set(names) <= set(mesh.axis_names):
+    names = (axis,) if isinstance(axis, str) else axis
+    known = isinstance(names, tuple) and names and set(names) <= set(mesh.axis_names)
+    if not known or len(set(names)) < len(names):
         raise ValueError(f"axis must name axes of the mesh, {mesh.axis_names}, got {axis!r}")
     return names
 
@@ -114,29 +118,31 @@ def _axes(state: PastFacingState, parts: int) -> list[int | None]:
     shapes = [leaf.shape for leaf in jax.tree.leaves(state.influence)]
     largest = max(map(math.prod, shapes), default=0)
     small = min(sum(leaf.size for leaf in jax.tree.leaves(state.hidden)), largest - 1)
-    led = _led_by_hidden(state.influence)
     axes = []
     for shape in shapes:
-        found = [axis for axis in _preferred(len(shape), led) if shape[axis] % parts == 0]
+        found = [axis for axis in _preferred(len(shape), state.influence) if shape[axis] % parts == 0]
         if not found and math.prod(shape) == largest:
             raise ValueError(
                 f"the largest array of the influence, {shape}, has no axis along parameters that {parts} "
-                "devices divide evenly"
+                "devices divide evenly; choose a hidden size that they divide, or fewer devices"
             )
         axes.append(found[0] if found and math.prod(shape) > small else None)
     return axes
 
 
-def _preferred(ndim: int, led: bool) -> list[int]:
+def _preferred(ndim: int, influence: PyTree) -> list[int]:
     """The axes of an array of the influence, the best to divide first.
 
     M [n, batch, post, pre] is moved as a matrix with n rows. Divided along the first axis of its
     columns it stays divided; along `pre` it would be put together again, and a division of its rows
-    makes the product a sum over devices, as large as M. Everywhere else the last axis is one of
-    parameters ([batch, n, post], [drives, kept, pre], a weight's own shape), and after it the first.
+    makes the product a sum over devices, as large as M. The masked methods' arrays [drives, kept, pre]
+    and those in a weight's own shape are divided along the first, everything else ([batch, n, post])
+    along the last.
     """
     axes = list(range(ndim))
-    return axes[1:] if led else axes[-1:] + axes[:-1]
+    if _led_by_hidden(influence):
+        return axes[1:]
+    return axes if isinstance(influence, list) else axes[-1:] + axes[:-1]
 
 
 def _led_by_hidden(influence: PyTree) -> bool:

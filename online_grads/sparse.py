@@ -63,7 +63,7 @@ class SparseJacobian:
         """Tables of the products, padded to [terms, positions]."""
         patterns = self.patterns
         plans, offset = [], patterns.held.shape[0]
-        synapses = [site for site in self.structure.sites if not site.direct]
+        synapses = self.structure.synapses
         for number, site in enumerate(synapses):
             reach = patterns.sites[number].tocsr()
             vectors = patterns.presynaptic[number].tocsc()

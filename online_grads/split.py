@@ -13,7 +13,8 @@ from online_grads import jaxprs
 
 # Beside dot_general the primitives that sum over entries, or may hide such a sum in their body.
 _MIXING = {"conv_general_dilated", "scan", "while", "cond"}
-# Entries pass through in their order, none is repeated where the size stays the same.
+# Entries pass through in their order (a reshape with `dimensions` permutes them), and none is repeated where
+# the size stays the same.
 _RESHAPING = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
 
 
@@ -82,7 +83,7 @@ class Split:
         for equation in self.after:
             # of a difference the first term alone: the other one counts negatively
             terms = {"add": 2, "add_any": 2, "sub": 1}.get(equation.primitive.name, 0)
-            if equation.primitive.name in _RESHAPING:
+            if equation.primitive.name in _RESHAPING and equation.params.get("dimensions") is None:
                 terms = 1
             joined = []
             for a in equation.invars[:terms]:

@@ -48,7 +48,10 @@ class Site(NamedTuple):
 
 
 class Drive(NamedTuple):
-    """Sites that are only added up, z [batch, post]: a perturbation of one is one of all."""
+    """Sites that are only added up, z [batch, post]: a perturbation of one is one of all.
+
+    That is so because nothing else reads a member. The first may be a synapse of a constant matrix.
+    """
 
     sites: tuple[int, ...]  # numbers, synapses first
     batch: int
@@ -121,11 +124,10 @@ class Structure:
         self.tangled = [self.names[index[v]] for v in split.tangled(h=closed.jaxpr.invars[len(params)])]
         self.sites = [_site(p, index[p.weight]) for p in split.products]
         self.sites += [_direct_site(index[v], v.aval) for v in split.direct]
-        sums = [numbers for found in split.sums() for numbers in _alike(self.sites, found)]
+        sums = [numbers for found in split.sums() for numbers in _same_layout(self.sites, found)]
         drives = [_drive(self.sites, numbers) for numbers in sums]
-        is_trained = lambda drive: any(self.sites[number].weight < self.trained for number in drive.sites)
-        self.drives = sorted(drives, key=lambda drive: (not is_trained(drive), drive.sites))
-        self.trained_drives = [drive for drive in self.drives if is_trained(drive)]
+        self.drives = sorted(drives, key=lambda drive: (not self.members(drive), drive.sites))
+        self.trained_drives = [drive for drive in self.drives if self.members(drive)]
         owner = {number: i for i, drive in enumerate(self.drives) for number in drive.sites}
         self.drive_of = [owner[number] for number in range(len(self.sites))]
         require_differentiable(
@@ -167,6 +169,11 @@ class Structure:
         for site, grad in zip(self.trained_sites, grads, strict=True):
             total[site.weight] = grad if total[site.weight] is None else total[site.weight] + grad
         return total
+
+    @property
+    def synapses(self) -> list[Site]:
+        """The sites that are products."""
+        return [site for site in self.sites if not site.direct]
 
     @property
     def trained_numbers(self) -> list[int]:
@@ -224,7 +231,8 @@ class Structure:
             weights: as `effective` returns them.
             h, rest, x: hidden vector [n], other hidden leaves, input.
             perturb: an ε [batch, post] for the first of `drives`, the others stay as they are.
-            hold: per synapse a drive [batch, post] that replaces the computed one.
+            hold: per synapse a product [batch, post] that replaces the computed one; what a drive adds to
+                it is still added.
             drive: (number of the synapse, v [batch, pre], z [batch, post]) -> the z that is used.
 
         Returns:
@@ -236,7 +244,8 @@ class Structure:
         env.update(zip(split.weights, weights, strict=True))
         env.update(zip(split.inputs, jax.tree.leaves((h, rest, x)), strict=True))
         synaptic = dict(zip(split.weights, weights, strict=True))
-        moved = {drive.at: epsilon for drive, epsilon in zip(self.drives, perturb or (), strict=False)}
+        perturb = perturb or []
+        moved = {one.at: epsilon for one, epsilon in zip(self.drives[: len(perturb)], perturb, strict=True)}
         for number, epsilon in moved.items():
             if (site := self.sites[number]).direct:
                 env[split.weights[site.weight]] += epsilon.reshape(self.weights[site.weight].shape)
@@ -321,7 +330,7 @@ def materialised(array: Array) -> Array:
     return jax.lax.optimization_barrier(array[..., np.arange(array.shape[-1])])
 
 
-def _alike(sites: Sequence[Site], numbers: Sequence[int]) -> list[list[int]]:
+def _same_layout(sites: Sequence[Site], numbers: Sequence[int]) -> list[list[int]]:
     """The sum of sites, taken apart where synapses differ in how their drive is laid out."""
     synapses = [number for number in numbers if not sites[number].direct]
     layouts = {(sites[n].batch, sites[n].post, sites[n].dtype) for n in synapses}

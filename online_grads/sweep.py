@@ -25,8 +25,10 @@ def sweep(
 
     Args:
         function: called as function(**point) with one value per name; pure, returns a pytree of arrays.
+            It uses no mesh of its own (`sharded`).
         grid: name -> its values [count, ...], typed keys included.
-        mesh: devices that share the points out, over all of its axes; one device without. The last
+        mesh: devices that share the points out, over all of its axes; one device without. An Explicit
+            mesh must not be the context (`jax.set_mesh`). The last
             point is repeated where the shares would differ. On many hosts each passes the same grid.
         batch: how many points a device runs at a time, vmapped; all of its share by default. Fewer need
             less memory. With 1 they run one by one, not vmapped: a product of a weight with a vector
@@ -107,7 +109,7 @@ def _checked(function, grid, mesh) -> dict[str, Array]:
     for name, values in grid.items():
         try:
             checked[name] = jnp.asarray(values)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise TypeError(f"grid[{name!r}] must be an array, got {values!r}") from error
         if checked[name].ndim == 0 or not len(checked[name]):
             raise ValueError(

@@ -13,6 +13,7 @@ ROWS = [
     Cost("gru", 64, "rtrl", "J·M", 40960, 3.2e-3, 0.75, 1e-3),
     Cost("gru", 64, "rflo", "stream", 2**30, reason="does not fit"),
     Cost("lstm", 32, "rtrl", "J·M", 4096, 2e-6, 0.5, 1e-6),
+    Cost("gru", 128, "rtrl", "J·M", 409600, 5.12e-2, 0.75, 1e-2),
 ]
 
 
@@ -50,8 +51,8 @@ def test_slopes_and_curves():
     assert list(found) == ["gru", "lstm"]
     for cell in found.values():
         assert [curve.label for curve in cell] == ["rtrl", "rflo"]
-    assert found["gru"][0].n.tolist() == [32, 64]
-    assert found["gru"][0].cost.tolist() == pytest.approx([200, 3200])
+    assert found["gru"][0].n.tolist() == [32, 64, 128]
+    assert found["gru"][0].cost.tolist() == pytest.approx([200, 3200, 51200])
     assert found["gru"][1].n.size == 0
     assert found["lstm"][0].slope is None
 
@@ -77,8 +78,8 @@ def test_header_says_where():
 
 def test_fitting_names_the_size_or_the_reason():
     lines = fitting(["lstm"], ["tbptt", "rflo"], 2.0**30).splitlines()
-    assert lines[0].split() == ["cell", "estimator", "n", "state", "formula"]
-    assert lines[1].split()[:5] == ["lstm", "tbptt", "134,217,727", "1", "GiB"]
+    assert lines[0].split() == ["cell", "estimator", "n", "bytes", "state's", "formula"]
+    assert lines[1].split()[:3] == ["lstm", "tbptt", "8,186"]
     assert "rflo keeps one trace per weight" in lines[2]
     assert fitting(["lstm"], ["tbptt"], 1.0).splitlines()[1].split()[:4] == ["lstm", "tbptt", "0", "-"]
 

@@ -32,7 +32,7 @@ def analysis(program, start):
 def columns(state):
     """How many columns of n entries the products J·M and J·B have."""
     influence = state.influence
-    carried = influence if isinstance(influence, list) else [s.B for s in influence.synapses]
+    carried = influence if isinstance(influence, list) else [s.B for s in influence.products]
     carried = carried + ([] if isinstance(influence, list) else influence.direct)
     return sum(leaf.size for leaf in carried) // N
 

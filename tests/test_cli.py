@@ -184,20 +184,20 @@ def test_columns():
 
 
 def test_bench_prints_a_table_and_saves(here, capsys):
-    command = "bench --cell vanilla_rnn --estimators tbptt rtrl --sizes 8 4 4 --repeats 1 --save out"
+    command = "bench --cell vanilla_rnn --estimators tbptt rtrl --sizes 8 4 6 4 --repeats 1 --save out"
     assert main(command.split()) == 0
     out, err = capsys.readouterr()
     assert err == ""
     head, results, growth, written = out.strip().split("\n\n")
     assert "float32" in head
     assert [line.split()[:3] for line in results.splitlines()[1:]] == [
-        ["vanilla_rnn", n, name] for n in "48" for name in ("tbptt", "rtrl")
+        ["vanilla_rnn", n, name] for n in "468" for name in ("tbptt", "rtrl")
     ]
     assert len(growth.splitlines()) == 3
     assert written == "written to out"
     read = json.loads((here / "out" / "bench.json").read_text(encoding="utf-8"))
     assert [(row["n"], row["estimator"]) for row in read["rows"]] == [
-        (n, name) for n in (4, 8) for name in ("tbptt", "rtrl")
+        (n, name) for n in (4, 6, 8) for name in ("tbptt", "rtrl")
     ]
     assert (here / "out" / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "--save out: not empty, and nothing is overwritten" in refused(capsys, *command.split())
@@ -206,7 +206,7 @@ def test_bench_prints_a_table_and_saves(here, capsys):
 def test_bench_prints_what_fits_in_memory(capsys):
     assert main("bench --cell gru --cell lstm --estimators tbptt --memory 1e-6".split()) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines[1:3]] == [["gru", "tbptt", "267"], ["lstm", "tbptt", "133"]]
+    assert [line.split()[:3] for line in lines[1:3]] == [["gru", "tbptt", "5"], ["lstm", "tbptt", "4"]]
 
 
 def test_bench_names_mistakes_before_it_begins(here, capsys, monkeypatch):

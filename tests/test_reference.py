@@ -191,10 +191,10 @@ def test_factors_move_and_emit_as_the_reference(name, epsilon, monkeypatch):
     constructor, factors = FACTORED[name]
     pair = lambda *which: factors(*(jnp.asarray(DATA[f"{name}_{part}"]) for part in which))
     estimator = constructor(network(), epsilon=epsilon, direct=False)
-    start = lambda influence: influence._replace(synapses=[pair("A0", "B0")])
+    start = lambda influence: influence._replace(products=[pair("A0", "B0")])
     for step, influence, grads in follow(estimator, start, draw, DATA[f"{name}_nu"]):
         expected = factors(jnp.asarray(DATA[f"{name}_A"][step]), jnp.asarray(DATA[f"{name}_B"][step]))
-        for got, value in zip(influence.synapses[0], expected, strict=True):
+        for got, value in zip(influence.products[0], expected, strict=True):
             np.testing.assert_allclose(got, value, rtol=1e-10, atol=1e-12)
         assert_emits(name, slice(step, step + 1), grads)
 

@@ -107,7 +107,7 @@ def test_arguments_are_checked():
         with pytest.raises(ValueError, match="axis must name axes of the mesh"):
             sharded(rtrl(tanh_model(4)), mesh, axis=axis)
     model = tanh_model(4)
-    with pytest.raises(TypeError, match="got a TbpttState"):
+    with pytest.raises(TypeError, match="state like TbpttState"):
         sharded(tbptt(model), mesh).init(*model.init(jax.random.key(0)), key=jax.random.key(1))
 
 

@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
-from online_grads import Model, gradient, kf_rtrl, rtrl
+from online_grads import Model, gradient, kf_rtrl, optimal_kronecker, rtrl, snap
 from online_grads.analysis import analyse
 from online_grads.linearize import Weights
 from tests.models import exact_gradient, relative_error
 
 N, M = 3, 2
-P = {"W": (N, N), "U": (N, M), "b": (N,), "c": (N,), "s": (1,)}
+P = {"W": (N, N), "U": (N, M), "b": (N,), "c": (N,), "s": (1,), "V": (4, N), "K": (1, N, N), "k": (1, N)}
 # transition -> the weights of every drive, by their parameters' names
 DRIVES = {
     "a layer": (lambda p, h, x: jnp.tanh(p["W"] @ h + p["U"] @ x + p["b"]), ["WUb"]),
@@ -29,6 +30,15 @@ DRIVES = {
     "scaled": (lambda p, h, x: jnp.tanh(2 * (p["W"] @ h) + p["b"]), ["W", "b"]),
     "spread over units": (lambda p, h, x: jnp.tanh(p["W"] @ h + p["s"]), ["W", "s"]),
     "turned": (lambda p, h, x: jnp.tanh((p["W"] @ h)[::-1] + p["b"]), ["W", "b"]),
+    "reshaped in another order": (
+        lambda p, h, x: jnp.tanh(lax.reshape(lax.reshape(p["V"] @ h, (2, 2)), (4,), (1, 0))[:N] + p["b"]),
+        ["V", "b"],
+    ),
+    "of blocks": (
+        lambda p, h, x: jnp.tanh(jnp.einsum("kij,kj->ki", p["K"], h[None]) + p["k"])[0],
+        ["Kk"],
+    ),
+    "the same weight twice": (lambda p, h, x: jnp.tanh(p["W"] @ h + p["W"] @ jnp.sin(h) + p["b"]), ["WWb"]),
     "only biases": (lambda p, h, x: jnp.tanh(0.3 * h + (p["b"] + p["c"] * h)), ["c", "b"]),
     "returned": (lambda p, h, x: p["W"] @ h + p["b"], ["Wb"]),
     "a constant matrix": (lambda p, h, x: jnp.tanh(jnp.eye(N) @ h + p["U"] @ x + p["b"]), ["Ub"]),
@@ -66,6 +76,9 @@ def test_the_gradient_is_exact_however_they_are_joined(name):
     for window in (1, 3):
         run = lambda key, w=window: gradient(rtrl(model), params, hidden, xs, ys, key=key, window=w)
         assert relative_error(jax.jit(run)(jax.random.key(2)), expected) <= 1e-10
+    for full in (snap(model, order=N), optimal_kronecker(model, rank=3 * N)):
+        run = lambda key, full=full: gradient(full, params, hidden, xs, ys, key=key)
+        assert relative_error(jax.jit(run)(jax.random.key(2)), expected) <= 1e-6
 
 
 def test_joined_sites_share_one_product_of_the_kronecker_methods():
@@ -74,7 +87,7 @@ def test_joined_sites_share_one_product_of_the_kronecker_methods():
     for name in ("a sum used twice", "a part used twice"):
         model = model_of(name)
         state = kf_rtrl(model).init(*model.init(jax.random.key(0)), key=jax.random.key(1))
-        sizes[name] = [factors.u.shape for factors in state.influence.synapses], len(state.influence.direct)
+        sizes[name] = [factors.u.shape for factors in state.influence.products], len(state.influence.direct)
     assert sizes == {"a sum used twice": ([(1, N + 1)], 0), "a part used twice": ([(1, N)], 1)}
     one, other = (DRIVES[name][0] for name in sizes)
     params, h = model_of("a sum used twice").init(jax.random.key(0))

@@ -150,7 +150,7 @@ def _readout_matrices(found: Analysis) -> tuple[Structure, dict]:
         return found.loss(readout, h, rest, y)[0], []
 
     structure = Structure(loss, names, readout, h, rest, found.y, dense=False, called="the loss")
-    synapses = [site for site in structure.sites if not site.direct]
+    synapses = structure.synapses
 
     def vectors(h, weights, rest, y):
         presynaptic = structure.step(weights, h, rest, y)[2]

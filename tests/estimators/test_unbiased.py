@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from online_grads import ESTIMATORS, artbp, es, gradient, snap, tbptt
+from online_grads.estimators.past_facing import dodge, factored, no_backtrack, signs, uoro
 from tests.models import exact_gradient, fixed_start, problem, problem_of, quadratic, relative_error
 from tests.unbiased import STEPS, samples, verdict
 
@@ -98,8 +99,9 @@ def test_every_estimator_that_claims_it_is_tested():
 @pytest.mark.parametrize("form", [form for form in FORMS if "k = 4" not in form])
 def test_signs_of_the_wrong_size_are_seen(form, monkeypatch, request):
     """Noise with E[νν] = 0.8 shrinks the past: the same test fails."""
-    rademacher = jax.random.rademacher
-    monkeypatch.setattr(jax.random, "rademacher", lambda *args: 0.8**0.5 * rademacher(*args))
+    wrong = lambda *args: [0.8**0.5 * s for s in signs.random_signs(*args)]
+    for file in (uoro, no_backtrack, factored, dodge):
+        monkeypatch.setattr(file, "random_signs", wrong)
     assert not seen_unbiased(form, "vanilla", request)
 
 

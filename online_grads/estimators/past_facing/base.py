@@ -67,7 +67,7 @@ class Influence(NamedTuple):
     noise: Callable | None = None  # key -> noise of one block
     forget: Callable = lambda influence, noise: influence  # at a reset; learned parts stay
     info: Callable = lambda influence: {}  # influence -> Estimate.info
-    exact: bool = False  # both forms of the gradient are one number; a single step then saves a copy of M
+    exact: bool = False  # M is, so that both forms are one number: a single step then saves a copy of M
 
 
 class PastFacingState(NamedTuple):
@@ -181,7 +181,7 @@ def _draws(noise: Callable, key: Array, *, several: bool):
     key, key_segment = jax.random.split(key)
     if not several:
         return key, lambda *counts: noise(key_segment)
-    # different for all counts whose product is below 2^31: multiples of the golden ratio lie far apart
+    # different for all counts whose product is below 2^30: multiples of the golden ratio lie far apart
     number = lambda episode, blocks: (
         blocks.astype(jnp.uint32) + jnp.uint32(0x9E3779B9) * episode.astype(jnp.uint32)
     )

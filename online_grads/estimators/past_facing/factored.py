@@ -1,9 +1,9 @@
-"""Influences that are sums of Kronecker products, one sum per synapse.
+"""Influences that are sums of Kronecker products, one sum per drive.
 
-A synapse's immediate influence is a product, ∂h'/∂w[j, i] = D[:, i] v[j]. Methods that keep a few
-random products per synapse share the rest, which is here: the full D of any cell, every element of
-a batched synapse on its own, and weights that do not meet a vector (biases, gains, decays). The
-presynaptic factor of those is 1, so they are carried exactly:
+A drive's immediate influence is a product, ∂h'/∂w[j, i] = D[:, i] v[j], with v = [h; x; 1] for
+W h + U x + b. Methods that keep a few random products per drive share the rest, which is here: the
+full D of any cell, every element of a batch on its own, and weights that are added to no product
+(gains, decays). The presynaptic factor of those is constant, so they are carried exactly:
 
     E' = J E + ∂h'/∂w            E [n, post]
 """
@@ -24,8 +24,8 @@ from online_grads.types import Array, Estimator, Model, PyTree
 DIRECT_LIMIT = 2**24
 
 
-class SynapseRule(NamedTuple):
-    """What one method says of one synapse with influence [n, post, pre]."""
+class DriveRule(NamedTuple):
+    """What one method says of one drive with influence [n, post, pre]."""
 
     start: Callable  # (n, post, pre, dtype) -> factors at zero
     move: Callable  # (factors, J [n, n], D [n, post], v [pre], signs) -> factors
@@ -36,20 +36,20 @@ class SynapseRule(NamedTuple):
 class FactoredInfluence(NamedTuple):
     """What the Kronecker methods carry."""
 
-    synapses: list[PyTree]  # per synapse its factors, [batch, ...]
-    direct: list[Array]  # per other use of a weight E [n, batch, post], exact
+    products: list[PyTree]  # per drive its factors, [batch, ...]
+    direct: list[Array]  # per drive without a product E [n, batch, post], exact
 
 
-def factored(model: Model, rule: SynapseRule, *, direct: bool, allow_unused: bool) -> Estimator:
+def factored(model: Model, rule: DriveRule, *, direct: bool, allow_unused: bool) -> Estimator:
     """The estimator of a Kronecker method.
 
     Raises:
-        ValueError: if the exact influence of a weight that meets no vector has more than
+        ValueError: if the exact influence of a weight that is added to no product has more than
             `DIRECT_LIMIT` entries, or the model does not fit together.
     """
     found = analyse(model, allow_unused=allow_unused)
     structure, n = Weights(found, dense=False), found.flat.size
-    synapses = [drive for drive in structure.trained_drives if not structure.is_constant(drive)]
+    random = [drive for drive in structure.trained_drives if not structure.is_constant(drive)]
     others = [drive for drive in structure.trained_drives if structure.is_constant(drive)]
     for drive in others:
         if n * drive.post > DIRECT_LIMIT:
@@ -63,13 +63,13 @@ def factored(model: Model, rule: SynapseRule, *, direct: bool, allow_unused: boo
     def init(h, key):
         batch = lambda drive, one: jax.tree.map(lambda a: jnp.zeros((drive.batch, *a.shape), a.dtype), one)
         return FactoredInfluence(
-            [batch(drive, rule.start(*sizes(drive), drive.dtype)) for drive in synapses],
+            [batch(drive, rule.start(*sizes(drive), drive.dtype)) for drive in random],
             [jnp.zeros((n, drive.batch, drive.post), drive.dtype) for drive in others],
         )
 
     def noise(key):
         shape = lambda drive: (drive.batch, *rule.signs(*sizes(drive)))
-        return random_signs(key, [jax.ShapeDtypeStruct(shape(d), d.dtype) for d in synapses])
+        return random_signs(key, [jax.ShapeDtypeStruct(shape(d), d.dtype) for d in random])
 
     def propagate(influence, segment, signs):
         transfer, parts = segment.jacobians()
@@ -77,7 +77,7 @@ def factored(model: Model, rule: SynapseRule, *, direct: bool, allow_unused: boo
         totals = [total for total, presynaptic in parts if presynaptic is None]
         move = jax.vmap(rule.move, in_axes=(0, None, 1, 0, 0))
         moved = []
-        for drive, old, (delta, v), each in zip(synapses, influence.synapses, products, signs, strict=True):
+        for drive, old, (delta, v), each in zip(random, influence.products, products, signs, strict=True):
             step = [a.astype(drive.dtype) for a in (transfer, delta[0], v[0])]
             moved.append(move(old, *step, each))
         exact = [
@@ -90,12 +90,12 @@ def factored(model: Model, rule: SynapseRule, *, direct: bool, allow_unused: boo
         read = jax.vmap(rule.contract, in_axes=(0, None))
         grads = [
             read(each, credit.astype(drive.dtype))
-            for drive, each in zip(synapses, influence.synapses, strict=True)
+            for drive, each in zip(random, influence.products, strict=True)
         ]
         for drive, e in zip(others, influence.direct, strict=True):
             grad = jnp.tensordot(credit.astype(e.dtype), e, 1)[:, None]
             grads.append(jnp.broadcast_to(grad, (drive.batch, structure.pre(drive), drive.post)))
-        return structure.spread([*synapses, *others], grads)
+        return structure.spread([*random, *others], grads)
 
     influence = Influence(init, propagate, contract, noise=noise, forget=zeroed)
     return past_facing(found, structure, influence, block=1, direct=direct)

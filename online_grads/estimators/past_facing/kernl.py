@@ -54,7 +54,7 @@ class KernlInfluence(NamedTuple):
     """What KeRNL carries."""
 
     learned: KernlLearned
-    traces: list  # per use of a weight B, at the hidden entries that it reaches within a step
+    traces: list  # per drive and site B, at the hidden entries that it reaches within a step
     noisy: Array  # [n]  ĥ_t
     noise: Array  # [n]  ζ_t, in force at the next step
     omega: Array  # [n]  Ω_t

@@ -174,7 +174,7 @@ def masked_influence(structure: Weights, chain: list[list], *, held: bool, influ
         ValueError: if a direct use of a weight takes more than `DENSE_LIMIT` products per step.
     """
     patterns = structure.patterns
-    stored = None if influence_dtype is None else float_dtype(influence_dtype)
+    stored = None if influence_dtype is None else float_dtype(influence_dtype, "influence_dtype")
     tensors = [keep(structure, reaches) for reaches in chain]
     alike = [_alike(kept) for kept in zip(*tensors, strict=True)]
     tensors = [[kept[number] for kept in alike] for number in range(len(chain))]

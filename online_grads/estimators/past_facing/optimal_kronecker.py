@@ -1,4 +1,4 @@
-"""Optimal Kronecker sum: per synapse r products, reduced from r+1 with the least variance possible.
+"""Optimal Kronecker sum: per drive r products, reduced from r+1 with the least variance possible.
 
     M_t ≈ Σ_{l=1…r} u_l ⊗ B_l,   E[Σ u_l ⊗ B_l] = M_t          u_l [pre], B_l [n, post]
 
@@ -12,8 +12,8 @@ Every step has r + 1 products, (u_l, J_t B_l) and (v_t, D_t). As a sum of orthog
     g_t = Σ_l u_l (∂ℓ_t/∂h_{t-1} B_l) + ∂ℓ_t/∂w at fixed h_{t-1}
 
 Cost per step: r products J B, O(r n² post), and the orthogonal sum, O(r² n post); memory
-r (n·post + pre). Unbiased with frozen parameters, and exact where r ≥ pre. Weights that meet no
-vector are carried exactly. Any cell.
+r (n·post + pre). Unbiased with frozen parameters, and exact where r ≥ pre. Weights that are
+added to no product (gains, decays) are carried exactly. Any cell.
 
 Reference: Benzing, Gauy, Mujika, Martinsson & Steger (2019), Optimal Kronecker-sum approximation of
 real time recurrent learning, arXiv:1902.03993, Algorithms 1 and 2.
@@ -24,14 +24,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from online_grads.arguments import positive_int
-from online_grads.estimators.past_facing.factored import SynapseRule, factored
+from online_grads.estimators.past_facing.factored import DriveRule, factored
 from online_grads.estimators.past_facing.products import singular_products
 from online_grads.numerics import widened
 from online_grads.types import Array, Estimator, Model
 
 
 class KroneckerSum(NamedTuple):
-    """One synapse's influence, Σ_l u_l ⊗ B_l."""
+    """One drive's influence, Σ_l u_l ⊗ B_l."""
 
     u: Array  # [r, pre]
     B: Array  # [r, n, post]
@@ -40,13 +40,13 @@ class KroneckerSum(NamedTuple):
 def optimal_kronecker(
     model: Model, *, rank: int = 1, direct: bool = True, allow_unused: bool = False
 ) -> Estimator:
-    """An unbiased gradient from r Kronecker products per synapse, the best that r products allow.
+    """An unbiased gradient from r Kronecker products per drive, the best that r products allow.
 
         M_t ≈ Σ_{l=1…r} u_l ⊗ B_l,   from (u_l, J_t B_l) and (v_t, D_t) with the least variance
 
     Args:
         model: the model.
-        rank: r, at least 1; from the size of a synapse's presynaptic vector on it is exact.
+        rank: r, at least 1; from the size of a drive's presynaptic vector, [h; x; 1], on it is exact.
         direct: exact direct part (default), or the papers' form that reads the moved influence.
         allow_unused: accept parameters that nothing uses.
 
@@ -54,25 +54,29 @@ def optimal_kronecker(
         An `Estimator`, unbiased while the parameters are frozen. A segment is scanned step by step.
 
     Raises:
-        ValueError: if rank is below 1, a weight that meets no vector is too large to be carried
+        ValueError: if rank is below 1, a weight that is added to no product is too large to be carried
             exactly, or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from online_grads import cells, from_cell, gradient, losses, readouts, rtrl
     >>> cell, readout = cells.vanilla_rnn(2, 4), readouts.linear(4, 1)
     >>> model = from_cell(cell, readout, losses.squared_error, example=(jnp.zeros(2), jnp.zeros(1)))
-    >>> given = *model.init(jax.random.key(0)), jnp.ones((6, 2)), jnp.ones((6, 1))
-    >>> full = gradient(optimal_kronecker(model, rank=4), *given, key=jax.random.key(1))
+    >>> xs, ys = jax.random.normal(jax.random.key(2), (12, 2)), jnp.ones((12, 1))
+    >>> given = *model.init(jax.random.key(0)), xs, ys
     >>> exact = gradient(rtrl(model), *given, key=jax.random.key(1))
-    >>> all(jnp.allclose(a, b, atol=1e-5) for a, b in zip(*map(jax.tree.leaves, (full, exact))))
-    True
+    >>> for rank in (4, 7):
+    ...     got = gradient(optimal_kronecker(model, rank=rank), *given, key=jax.random.key(1))
+    ...     close = map(lambda a, b: jnp.allclose(a, b, atol=1e-4), *map(jax.tree.leaves, (got, exact)))
+    ...     print(rank, all(close))
+    4 False
+    7 True
 
     Reference: Benzing et al. (2019), arXiv:1902.03993, Algorithms 1 and 2.
     """
     rank = positive_int("rank", rank)
     return factored(
         model,
-        SynapseRule(
+        DriveRule(
             lambda n, post, pre, dtype: KroneckerSum(
                 jnp.zeros((rank, pre), dtype), jnp.zeros((rank, n, post), dtype)
             ),

@@ -1,6 +1,6 @@
-"""Reverse KF-RTRL: per synapse one random Kronecker product, drives times the influence of the inputs.
+"""Reverse KF-RTRL: per drive one random Kronecker product, drives times the influence of the inputs.
 
-    M_t ≈ A_t ⊗ B_t,   E[A_t ⊗ B_t] = M_t          A [post], B [n, pre], for every synapse
+    M_t ≈ A_t ⊗ B_t,   E[A_t ⊗ B_t] = M_t          A [post], B [n, pre], for every drive
 
     B' = J_t B_{t-1}                                ν ~ {±1}^post
     A_t = p₀ A_{t-1} + p₁ ν                         p₀ = √((‖B'‖ + ε)/(‖A_{t-1}‖ + ε))
@@ -8,8 +8,8 @@
     g_t = (∂ℓ_t/∂h_{t-1} B_{t-1}) A_{t-1} + ∂ℓ_t/∂w at fixed h_{t-1}
 
 Cost per step: O(n² pre) time, memory n·pre + post. Unbiased with frozen parameters, with a variance
-like UORO's: it is here because it completes the family. Weights that meet no vector are carried
-exactly. Any cell.
+like UORO's: it is here because it completes the family. Weights that are added to no product
+(gains, decays) are carried exactly. Any cell.
 
 Reference: Marschall, Cho & Savin (2020), arXiv:1907.02649, section 4.1.4.
 """
@@ -22,12 +22,12 @@ import jax.numpy as jnp
 
 from online_grads.arguments import not_negative
 from online_grads.estimators.past_facing.balance import balanced
-from online_grads.estimators.past_facing.factored import SynapseRule, factored
+from online_grads.estimators.past_facing.factored import DriveRule, factored
 from online_grads.types import Array, Estimator, Model
 
 
 class ReverseKfFactors(NamedTuple):
-    """One synapse's influence, A ⊗ B."""
+    """One drive's influence, A ⊗ B."""
 
     A: Array  # [post]
     B: Array  # [n, pre]
@@ -36,7 +36,7 @@ class ReverseKfFactors(NamedTuple):
 def reverse_kf_rtrl(
     model: Model, *, epsilon: float = 1e-7, direct: bool = True, allow_unused: bool = False
 ) -> Estimator:
-    """An unbiased gradient from one random Kronecker product per synapse, factored the other way round.
+    """An unbiased gradient from one random Kronecker product per drive, factored the other way round.
 
         M_t ≈ A_t ⊗ B_t,   A_t = p₀ A_{t-1} + p₁ ν,   B_t = J_t B_{t-1}/p₀ + (D_t ν) v_tᵀ/p₁
 
@@ -50,7 +50,7 @@ def reverse_kf_rtrl(
         An `Estimator`, unbiased while the parameters are frozen. A segment is scanned step by step.
 
     Raises:
-        ValueError: if epsilon is negative, a weight that meets no vector is too large to be carried
+        ValueError: if epsilon is negative, a weight that is added to no product is too large to be carried
             exactly, or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp
@@ -58,15 +58,15 @@ def reverse_kf_rtrl(
     >>> cell, readout = cells.vanilla_rnn(2, 16), readouts.linear(16, 1)
     >>> model = from_cell(cell, readout, losses.squared_error, example=(jnp.zeros(2), jnp.zeros(1)))
     >>> state = reverse_kf_rtrl(model).init(*model.init(jax.random.key(0)), key=jax.random.key(1))
-    >>> [(factors.A.shape, factors.B.shape) for factors in state.influence.synapses]
-    [((1, 16), (1, 16, 16)), ((1, 16), (1, 16, 2))]
+    >>> [(factors.A.shape, factors.B.shape) for factors in state.influence.products]
+    [((1, 16), (1, 16, 19))]
 
     Reference: Marschall, Cho & Savin (2020), arXiv:1907.02649, section 4.1.4.
     """
     not_negative("epsilon", epsilon)
     return factored(
         model,
-        SynapseRule(
+        DriveRule(
             lambda n, post, pre, dtype: ReverseKfFactors(jnp.zeros(post, dtype), jnp.zeros((n, pre), dtype)),
             partial(move, epsilon=epsilon),
             lambda factors, credit: jnp.outer(credit @ factors.B, factors.A),

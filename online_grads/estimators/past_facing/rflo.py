@@ -41,8 +41,8 @@ def rflo(
     Args:
         model: the model, of units with one hidden entry each.
         influence_dtype: what the influence is stored in, by default the weights' dtype. `jnp.bfloat16`
-            halves memory and what a step streams; sums are taken in the weights' dtype, and every
-            step rounds.
+            halves it, and every step rounds: decays closer to 1 than 2⁻⁸ (`jnp.float16`: 2⁻¹¹) are
+            lost, so that time constants above 100 steps (1000) are not for it.
         feedback: how the error reaches the hidden state; the paper's is `feedback.random(key)`.
         allow_unused: accept parameters that nothing uses.
 
@@ -72,8 +72,8 @@ def rflo(
         # a gain or a decay that several units share has a trace for each of them
         if most > 1 and not structure.is_constant(drive):
             raise ValueError(
-                f"rflo keeps one trace per weight, and {structure.name(drive)} reaches {most} hidden "
-                "entries; use eprop"
+                f"rflo keeps one trace per weight, but each entry of {structure.name(drive)} reaches {most} "
+                "hidden entries; use eprop"
             )
     influence = masked_influence(structure, [reaches], held=True, influence_dtype=influence_dtype)
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

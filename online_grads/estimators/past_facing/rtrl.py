@@ -31,13 +31,15 @@ def rtrl(
         g = (1/k) Σ_{t in segment} (∂ℓ_t/∂h_t) dh_t/dθ + ∂ℓ_t/∂θ
 
     The influence is one array [n, batch, post, pre] per drive: weights whose products are only added
-    up, W h + U x + b, share one, with pre entries for [h; x; 1].
+    up, W h + U x + b, share one, with pre entries for [h; x; 1]. A weight that is used several times in
+    a step has one per use.
 
     Args:
         model: the model.
         block: steps composed at a time in a longer segment, n by default.
         influence_dtype: what the influence is stored in, by default the weights' dtype. `jnp.bfloat16`
-            halves memory and what a step streams; sums are taken in float32, and every step rounds.
+            halves it, and every step rounds, Φ too: decays closer to 1 than 2⁻⁸ (`jnp.float16`: 2⁻¹¹)
+            are lost, so that time constants above 100 steps (1000) are not for it.
         allow_unused: accept parameters that nothing uses.
 
     Returns:
@@ -62,7 +64,7 @@ def rtrl(
     """
     if block is not None:
         positive_int("block", block)
-    dtype = None if influence_dtype is None else float_dtype(influence_dtype)
+    dtype = None if influence_dtype is None else float_dtype(influence_dtype, "influence_dtype")
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=True)
     drives, n = structure.trained_drives, found.flat.size
@@ -75,32 +77,25 @@ def rtrl(
         transfer, factors = segment.jacobians()
         moved = []
         for drive, m, factor in zip(drives, influence, factors, strict=True):
-            product = _product(transfer, m)
+            product = jnp.tensordot(transfer.astype(m.dtype), m, 1, preferred_element_type=wide(m.dtype))
             immediate = _immediate(*factor, structure.pre(drive))
             moved.append((product + immediate.astype(product.dtype)).astype(m.dtype))
         return moved
 
     def contract(influence, credit):
-        grads = [_product(credit, m).astype(d.dtype) for d, m in zip(drives, influence, strict=True)]
+        product = lambda drive, m: jnp.tensordot(credit.astype(drive.dtype), m.astype(drive.dtype), 1)
+        grads = [product(drive, m) for drive, m in zip(drives, influence, strict=True)]
         return structure.spread(drives, [jnp.swapaxes(grad, 1, 2) for grad in grads])
 
-    influence = Influence(init, propagate, contract, forget=zeroed, exact=True)
+    influence = Influence(init, propagate, contract, forget=zeroed, exact=dtype is None)
     return past_facing(found, structure, influence, block=block or n)
-
-
-def _product(left, influence):
-    """left [..., n] · M, summed in at least float32."""
-    return jnp.tensordot(
-        left.astype(influence.dtype), influence, 1, preferred_element_type=wide(influence.dtype)
-    )
 
 
 def _immediate(delta, presynaptic, pre):
     """∂h_b/∂w at fixed h_0, [n, batch, post, pre], from the factors of `Segment.jacobians`."""
     if presynaptic is None:
         return jnp.broadcast_to(delta[..., None], (*delta.shape, pre))
-    steps, *shape = delta.shape
-    if shape[1] == 1:
-        product = delta.reshape(steps, -1).T @ presynaptic.astype(delta.dtype)[:, 0]
-        return product.reshape(*shape, pre)
-    return jnp.einsum("tnbo,tbp->nbop", delta, presynaptic.astype(delta.dtype))
+    presynaptic = presynaptic.astype(delta.dtype)
+    if delta.shape[2] == 1:  # one matrix product, for which XLA moves nothing
+        return jnp.einsum("tno,tp->nop", delta[:, :, 0], presynaptic[:, 0])[:, None]
+    return jnp.einsum("tnbo,tbp->nbop", delta, presynaptic)

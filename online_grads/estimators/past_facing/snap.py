@@ -39,8 +39,8 @@ def snap(
         model: the model.
         order: n, at least 1. Large enough, the mask drops nothing and the method is `rtrl`.
         influence_dtype: what the influence is stored in, by default the weights' dtype. `jnp.bfloat16`
-            halves memory and what a step streams; sums are taken in the weights' dtype, and every
-            step rounds.
+            halves it, and every step rounds: decays closer to 1 than 2⁻⁸ (`jnp.float16`: 2⁻¹¹) are
+            lost, so that time constants above 100 steps (1000) are not for it.
         feedback: how the error reaches the hidden state, see `online_grads.feedback`.
         allow_unused: accept parameters that nothing uses.
 

@@ -86,7 +86,7 @@ def require_local(name: str, structure: Weights) -> None:
             "multiplies a vector (a batch axis inside the hidden state, a product inside scan or cond): what "
             "passes between units cannot be told apart; use `batched` for streams, snap or rtrl"
         )
-    synapses = [site for site in structure.sites if not site.direct]
+    synapses = structure.synapses
     owners = np.repeat(np.arange(len(synapses)), [site.batch * site.post for site in synapses])
     for number in structure.trained_numbers:
         site, own = structure.sites[number], structure.drive_of[number]

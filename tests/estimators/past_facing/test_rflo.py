@@ -28,7 +28,7 @@ def test_random_feedback_changes_the_recurrent_gradient_alone():
 
 
 def test_units_of_several_entries_are_refused():
-    with pytest.raises(ValueError, match=r"params\['cell'\]\['W'\] reaches 2 hidden entries; use eprop"):
+    with pytest.raises(ValueError, match=r"\['W'\], params\['cell'\]\['bias'\] reaches 2 hidden entries"):
         rflo(MODELS["lstm"]())
     with pytest.raises(ValueError, match="rflo is local"):
         rflo(MODELS["stacked"]())

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from online_grads import ESTIMATORS, gradient, memory, tbptt, uoro
+from online_grads import ESTIMATORS, Model, gradient, memory, snap, tbptt, uoro
 from tests.models import MODELS, problem, relative_error
 
 STORED = ["rtrl", "snap", "eprop", "rflo"]
@@ -24,7 +24,7 @@ def test_bfloat16_halves_the_state_and_costs_little_accuracy(name, window):
     )(jax.random.key(0))
     full, half, own = map(run, map(made, (jnp.float32, jnp.bfloat16, None)))
     assert 1e-5 < relative_error(half, full) < 2e-2
-    assert relative_error(own, full) == 0
+    assert relative_error(own, full) < 1e-6
     chex.assert_trees_all_equal_dtypes(half, full)
     carried = jax.eval_shape(lambda: made(jnp.bfloat16).init(params, hidden, key=jax.random.key(0)))
     assert {leaf.dtype for leaf in jax.tree.leaves(carried.influence)} == {jnp.dtype(jnp.bfloat16)}
@@ -32,8 +32,35 @@ def test_bfloat16_halves_the_state_and_costs_little_accuracy(name, window):
 
 
 @pytest.mark.parametrize("name", STORED)
+def test_large_credit_does_not_overflow_a_narrow_influence(name):
+    model, params, hidden, xs, ys, _ = problem("vanilla", 4)
+    estimator = ESTIMATORS[name].constructor(model, influence_dtype=jnp.float16)
+    grads = gradient(estimator, params, hidden, xs, ys + 1e5, key=jax.random.key(0))
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+def test_slow_decays_are_lost_in_bfloat16():
+    """What the docstrings warn of: 0.998 a step is nothing to eight bits, and something to eleven."""
+
+    def slow(dtype):
+        model = Model(
+            lambda key: (jnp.ones(4, jnp.float32), jnp.zeros(4, jnp.float32)),
+            lambda w, h, x: jnp.float32(0.998) * h + w * x,
+            lambda w, h, y: (jnp.sum(h - y), ()),
+            (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)),
+        )
+        stream = jnp.zeros(1000, jnp.float32).at[0].set(1), jnp.zeros(1000, jnp.float32)
+        start = model.init(None)
+        return gradient(snap(model, influence_dtype=dtype), *start, *stream, key=jax.random.key(0))
+
+    exact, eleven, eight = map(slow, (None, jnp.float16, jnp.bfloat16))
+    assert relative_error(eleven, exact) < 0.05
+    assert relative_error(eight, exact) > 0.5
+
+
+@pytest.mark.parametrize("name", STORED)
 def test_an_influence_of_integers_is_refused(name):
-    with pytest.raises(TypeError, match="must be a real floating dtype, got int32"):
+    with pytest.raises(TypeError, match="influence_dtype must be a real floating dtype, got int32"):
         ESTIMATORS[name].constructor(MODELS["gru"](), influence_dtype=jnp.int32)
 
 
