@@ -164,12 +164,16 @@ class Entries:
             if terms is None:
                 continue
             (d_rows, d_columns), w_entries, (v_rows, v_columns), valid = terms
+            # read on its own, while the forward pass runs: entries that lie far apart are slow to come
+            entries = materialised(self._weights[structure.sites[number].weight].ravel()[w_entries])
             products = (
                 self.drive(structure.drive_of[number], d_rows, d_columns)
-                * self._weights[structure.sites[number].weight].ravel()[w_entries].astype(h.dtype)
+                * entries.astype(h.dtype)
                 * self.below(v_rows, v_columns)
             )
-            values += jnp.sum(jnp.where(valid, products, 0), axis=0)
+            # term by term: a reduction over so few is a slow loop of its own
+            for term in jnp.where(valid, products, 0):
+                values += term
         return values
 
 

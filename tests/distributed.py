@@ -36,6 +36,7 @@ from online_grads import (
     readouts,
     rtrl,
     scan,
+    snap,
 )
 from online_grads.sharding import sharded
 from online_grads.sweep import sweep
@@ -149,6 +150,7 @@ def sharding_report():
     return {
         "programs": {name: _program(sharded(estimator, mesh), k) for name, k in PROGRAMS.items()},
         "one device": {name: _program(estimator, k) for name, k in PROGRAMS.items()},
+        "dense mask": _program(sharded(snap(tanh_model(), order=2), mesh), 1),
         "along rows": _program(along_rows(estimator, jax.sharding.Mesh(mesh.devices, "p")), 1),
         "training": _collectives_of_training(sharded(estimator, mesh)),
         "methods": {name: _differences(*METHODS[name], mesh) for name in METHODS},

@@ -57,6 +57,13 @@ def test_traffic_is_quadratic(found, name):
     assert not found["one device"][name]["collectives"]
 
 
+def test_a_dense_mask_is_divided_by_drives(found):
+    """SnAp of order 2 keeps as much as RTRL, in arrays [drives, kept, pre]."""
+    program = found["dense mask"]
+    assert max(program["held"]) == 1 / DEVICES
+    assert largest(program["collectives"]) <= QUADRATIC < program["entries"] / DEVICES
+
+
 def test_traffic_inside_a_loop_is_quadratic(found):
     assert 0 < largest(found["training"]) <= QUADRATIC
 
