@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
-from online_grads.numerics import widened
+from online_grads.numerics import norm, widened
 from online_grads.patterns import Patterns
 from online_grads.runs import RunJacobian
-from online_grads.structure import Structure, require_differentiable
+from online_grads.structure import Structure, materialised, require_differentiable
 from online_grads.types import Array, PyTree
 
 
@@ -172,6 +172,32 @@ class Segment:
     def pull_end(self, credit: Array):
         """`pull` from credit [n] for the last state alone."""
         return self._pull(jnp.zeros_like(self.h).at[-1].set(credit))
+
+    def pull_end_with_norm(self, credit):
+        """credit · ∂h_b/∂w at fixed h_0 from credit [n], and its norm [] (a weight used twice counts twice).
+
+        Of one step it is δ ⊗ v at every drive, so that the norm ‖δ‖ ‖v‖ takes no pass over the weights.
+        Needs `Weights`.
+        """
+        if self._length > 1:
+            grads, _ = self.pull_end(credit)
+            return grads, norm(grads)
+        structure, (h, rest, x) = self._coordinates, self.first
+        drives = structure.trained_drives
+
+        def end(perturb):
+            moved, _, presynaptic, _ = structure.step(self.weights, h, rest, x, perturb=perturb)
+            return moved, presynaptic
+
+        _, pull, presynaptic = jax.vjp(end, structure.zeros(drives), has_aux=True)
+        deltas = [materialised(delta) for delta in pull(credit)[0]]
+        vectors = [structure.gather(drive, presynaptic) for drive in drives]
+        squares = [
+            jnp.sum(jnp.square(delta), axis=1) @ jnp.sum(jnp.square(v), axis=1)
+            for delta, v in zip(widened(deltas), widened(vectors), strict=True)
+        ]
+        products = [jnp.einsum("bo,bp->bpo", delta, v) for delta, v in zip(deltas, vectors, strict=True)]
+        return structure.spread(drives, products), jnp.sqrt(sum(squares, jnp.zeros(())))
 
     def push(self, tangent: Array, weights: list | None = None) -> Array:
         """Φ · tangent [n] + ∂h_b/∂w · weights, the latter a tangent of the trained weights."""

@@ -27,7 +27,7 @@ from online_grads.estimators.past_facing import factored
 from online_grads.estimators.past_facing import uoro as uoro_file
 from online_grads.estimators.past_facing.kf_rtrl import KfFactors
 from online_grads.estimators.past_facing.reverse_kf_rtrl import ReverseKfFactors
-from online_grads.linearize import Leaves, Segment
+from online_grads.linearize import Segment, Weights
 
 DATA = dict(np.load(Path(__file__).parent / "data" / "vanilla_rnn.npz"))
 STEPS, SIZE = DATA["states"].shape
@@ -119,9 +119,9 @@ def uoro_influence(A, B):
     """s̃ and θ̃ of the reference: B's columns are [W_rec, W_in, b_rec]."""
     inputs = DATA["W_in"].shape[1]
     W_rec, W_in, bias = np.split(B, [SIZE, SIZE + inputs], axis=1)
-    # the transition's leaves in tree order: W_in, W_rec, b_rec
+    # the weights in the order in which they act
     return uoro_file.UoroInfluence(
-        jnp.asarray(A), [jnp.asarray(W_in), jnp.asarray(W_rec), jnp.asarray(bias[:, 0])]
+        jnp.asarray(A), [jnp.asarray(W_rec), jnp.asarray(W_in), jnp.asarray(bias[:, 0])]
     )
 
 
@@ -129,20 +129,20 @@ def uoro_influence(A, B):
 def test_uoro_moves_as_the_reference_under_the_recorded_noise(epsilon):
     model = network()
     found = analyse(model)
-    leaves = Leaves(found)
+    structure = Weights(found, dense=True)
     params, a = model.init(None)
     theta = found.theta(params)
     influence = uoro_influence(DATA["uoro_A0"], DATA["uoro_B0"])
     assert [found.names[i] for i in found.moving] == ["params['W_in']", "params['W_rec']", "params['b_rec']"]
     for step in range(STEPS):
-        segment = Segment(leaves, theta, a, [], jnp.asarray(DATA["X"][step])[None], 1)
+        segment = Segment(structure, structure.effective(theta), a, [], jnp.asarray(DATA["X"][step])[None], 1)
         noise = jnp.asarray(DATA["uoro_nu"][step], float)
         influence = uoro_file.propagate(influence, segment, noise, epsilon)
         expected = uoro_influence(DATA["uoro_A"][step], DATA["uoro_B"][step])
         for got, value in zip(jax.tree.leaves(influence), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(got, value, rtol=1e-10, atol=1e-12)
         scale = DATA["uoro_q"][step] @ influence.s
-        W_in, W_rec, bias = (scale * leaf for leaf in influence.theta)
+        W_rec, W_in, bias = (scale * leaf for leaf in influence.theta)
         np.testing.assert_allclose(W_rec, DATA["uoro_gW_rec"][step], rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(W_in, DATA["uoro_gW_in"][step], rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(bias, DATA["uoro_gb_rec"][step], rtol=1e-10, atol=1e-12)
@@ -153,7 +153,7 @@ def test_uoro_emits_what_its_moved_influence_reads():
     """direct=False through the estimator itself: readout exact, the rest (q·s̃)θ̃."""
     for step, state, grads, _ in run(uoro(network(), direct=False, epsilon=0.0), 1):
         scale = DATA["uoro_q"][step][0] @ state.influence.s
-        for leaf, factor in zip(("W_in", "W_rec", "b_rec"), state.influence.theta, strict=True):
+        for leaf, factor in zip(("W_rec", "W_in", "b_rec"), state.influence.theta, strict=True):
             np.testing.assert_allclose(grads[leaf], scale * factor, rtol=1e-10, atol=1e-12)
         for leaf in ("W_out", "b_out"):
             np.testing.assert_allclose(grads[leaf], DATA[f"rtrl_g{leaf}"][step][0], rtol=1e-10, atol=1e-12)

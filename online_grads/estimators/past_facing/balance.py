@@ -11,14 +11,16 @@ from online_grads.numerics import norm
 from online_grads.types import Array, PyTree
 
 
-def balanced(left: PyTree, right: PyTree, epsilon) -> tuple[PyTree, PyTree]:
+def balanced(left: PyTree, right: PyTree, epsilon, size: Array | None = None) -> tuple[PyTree, PyTree]:
     """(ρ·left, right/ρ) with ρ = √((‖right‖ + ε)/(‖left‖ + ε)), over all leaves of each.
+
+    `size` is ‖right‖ where that is known.
 
     >>> left, right = balanced(jnp.array([4.0]), [jnp.array([1.0]), jnp.array([0.0])], 0.0)
     >>> float(left[0]), float(right[0][0])
     (2.0, 2.0)
     """
-    rho = ratio(norm(right), norm(left), epsilon)
+    rho = ratio(norm(right) if size is None else size, norm(left), epsilon)
     scaled = lambda rho, tree: jax.tree.map(lambda leaf: rho.astype(leaf.dtype) * leaf, tree)
     return scaled(rho, left), scaled(1 / rho, right)
 

@@ -29,7 +29,7 @@ from online_grads.arguments import not_negative
 from online_grads.estimators.past_facing.balance import balanced
 from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
 from online_grads.estimators.past_facing.signs import random_signs
-from online_grads.linearize import Leaves
+from online_grads.linearize import Weights
 from online_grads.types import Array, Estimator, Model
 
 
@@ -37,7 +37,7 @@ class UoroInfluence(NamedTuple):
     """The two factors of the influence."""
 
     s: Array  # [n]  s̃_t
-    theta: list  # the transition's parameter leaves: θ̃_t
+    theta: list  # like the trained weights, θ or what it makes of itself: θ̃_t
 
 
 def uoro(
@@ -80,14 +80,15 @@ def uoro(
     """
     not_negative("epsilon", epsilon)
     found = analyse(model, allow_unused=allow_unused)
-    leaves, flat = Leaves(found), found.flat
+    structure, flat = Weights(found, dense=True), found.flat
 
     def init(h, key):
-        return UoroInfluence(jnp.zeros_like(h), [jnp.zeros(w.shape, w.dtype) for w in leaves.weights])
+        trained = structure.weights[: structure.trained]
+        return UoroInfluence(jnp.zeros_like(h), [jnp.zeros(w.shape, w.dtype) for w in trained])
 
     return past_facing(
         found,
-        leaves,
+        structure,
         Influence(
             init,
             partial(propagate, epsilon=epsilon),
@@ -104,7 +105,8 @@ def uoro(
 def propagate(influence: UoroInfluence, segment, noise: Array, epsilon) -> UoroInfluence:
     """Move the factors over a segment with signs `noise` [n]."""
     s, theta = balanced(segment.push(influence.s), influence.theta, epsilon)
-    signs, immediate = balanced(noise, segment.pull_end(noise)[0], epsilon)
+    immediate, size = segment.pull_end_with_norm(noise)
+    signs, immediate = balanced(noise, immediate, epsilon, size)
     return UoroInfluence(s + signs, jax.tree.map(jnp.add, theta, immediate))
 
 
