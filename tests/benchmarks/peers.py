@@ -312,6 +312,8 @@ def row(cell, n, ours_name, ours_build, peer_name, peer_build, dense):
 
 def main(sizes):
     """Measure and print."""
+    if braintrace is None:
+        raise SystemExit("braintrace is missing: pip install -e '.[bench]'")
     warnings.filterwarnings("ignore")
     versions = f"JAX {jax.__version__}, braintrace {braintrace.__version__}"
     print(f"{versions}, brainstate {brainstate.__version__}, {jax.devices()[0].platform}")
