@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
-from online_grads.numerics import norm, widened
+from online_grads.numerics import norm, wide, widened
 from online_grads.patterns import Patterns
 from online_grads.runs import RunJacobian
 from online_grads.structure import Structure, materialised, require_differentiable
@@ -192,12 +192,11 @@ class Segment:
         _, pull, presynaptic = jax.vjp(end, structure.zeros(drives), has_aux=True)
         deltas = [materialised(delta) for delta in pull(credit)[0]]
         vectors = [structure.gather(drive, presynaptic) for drive in drives]
-        squares = [
-            jnp.sum(jnp.square(delta), axis=1) @ jnp.sum(jnp.square(v), axis=1)
-            for delta, v in zip(widened(deltas), widened(vectors), strict=True)
-        ]
+        dtype = wide(credit.dtype)
+        squared = lambda array: jnp.sum(jnp.square(array.astype(dtype)), axis=1)
+        squares = [squared(delta) @ squared(v) for delta, v in zip(deltas, vectors, strict=True)]
         products = [jnp.einsum("bo,bp->bpo", delta, v) for delta, v in zip(deltas, vectors, strict=True)]
-        return structure.spread(drives, products), jnp.sqrt(sum(squares, jnp.zeros(())))
+        return structure.spread(drives, products), jnp.sqrt(sum(squares, jnp.zeros((), dtype)))
 
     def push(self, tangent: Array, weights: list | None = None) -> Array:
         """Φ · tangent [n] + ∂h_b/∂w · weights, the latter a tangent of the trained weights."""

@@ -96,12 +96,10 @@ def test_single_precision_stays_single(name):
     estimator = ESTIMATORS[name].constructor(single)
     params, hidden = single.init(jax.random.key(0))
     state = estimator.init(params, hidden, key=jax.random.key(1))
-    xs, ys = models.stream(single, 2)
-    state, estimate = jax.eval_shape(estimator.update, state, params, xs, ys)
-    floats = [
-        leaf.dtype for leaf in jax.tree.leaves((state, estimate)) if jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
-    assert set(floats) == {jnp.dtype(jnp.float32)}
+    for k in (1, 2):
+        found = jax.eval_shape(estimator.update, state, params, *models.stream(single, k))
+        floats = [leaf.dtype for leaf in jax.tree.leaves(found) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        assert set(floats) == {jnp.dtype(jnp.float32)}
 
 
 @EVERY
