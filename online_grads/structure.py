@@ -324,10 +324,11 @@ def _direct_site(weight: int, aval) -> Site:
 def materialised(array: Array) -> Array:
     """The array [..., m] as a plain one for a loop over weights to read.
 
-    XLA fuses a concatenation into the loop that reads it, and then decides for every weight anew which
-    of the pieces it needs; a gather is computed once.
+    XLA fuses what made it into the loop that reads it, a concatenation for instance, and then decides for
+    every weight anew which piece it needs; a gather, even of all entries in order, is computed once. (An
+    optimization_barrier does not help on a CPU: it is gone before fusion.)
     """
-    return jax.lax.optimization_barrier(array[..., np.arange(array.shape[-1])])
+    return array[..., np.arange(array.shape[-1])]
 
 
 def _same_layout(sites: Sequence[Site], numbers: Sequence[int]) -> list[list[int]]:

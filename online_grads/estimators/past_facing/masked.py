@@ -116,8 +116,9 @@ def move(structure: Weights, kept: list[Kept], terms: list[list[Term]], entries:
     """E' of every drive from its terms and D ⊗ v."""
     moved = []
     for k, own in zip(kept, terms, strict=True):
+        # all of them gathers, which XLA leaves out of the loops over weights that read them
         reached = jnp.where(k.reached, entries.drive(k.number, k.rows, np.arange(k.rows.shape[1])), 0)
-        factors = _materialised((reached, [_coefficients(term) for term in own]))
+        factors = reached, [_coefficients(term) for term in own]
         sites = []
         for at, each in enumerate(k.sites):
             dtype = structure.weights[each.site.weight].dtype
@@ -139,7 +140,7 @@ def contract(structure: Weights, kept: list[Kept], influence: list, credit: Arra
     """Σ_a q[r_a] E[a] per trained weight."""
     grads = {}
     for k, parts in zip(kept, influence, strict=True):
-        local = _materialised(jnp.where(k.valid, credit[k.rows], 0))
+        local = jnp.where(k.valid, credit[k.rows], 0)
         for each, e in zip(k.sites, parts, strict=True):
             site, dtype = each.site, structure.weights[each.site.weight].dtype
             own, e = jax.tree.map(lambda array, d=dtype: array.astype(d), (local, e))
@@ -267,11 +268,6 @@ def _move_many(structure, each: KeptSite, products, reached, vector):
 def _coefficients(term: Term) -> Array:
     """A[r_a, r_c] for every entry of the drive, [K, K', D]."""
     return jnp.append(term.values, jnp.zeros(1, term.values.dtype))[term.places]
-
-
-def _materialised(arrays):
-    """Plain arrays for the loop over weights to read; XLA would recompute them for every weight."""
-    return jax.lax.optimization_barrier(arrays)
 
 
 def _contains(pattern, rows, columns):
