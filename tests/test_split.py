@@ -12,7 +12,17 @@ from online_grads.linearize import Weights
 from tests.models import exact_gradient, relative_error
 
 N, M = 3, 2
-P = {"W": (N, N), "U": (N, M), "b": (N,), "c": (N,), "s": (1,), "V": (4, N), "K": (1, N, N), "k": (1, N)}
+P = {
+    "W": (N, N),
+    "U": (N, M),
+    "b": (N,),
+    "c": (N,),
+    "s": (1,),
+    "V": (4, N),
+    "d": (4,),
+    "K": (1, N, N),
+    "k": (1, N),
+}
 # transition -> the weights of every drive, by their parameters' names
 DRIVES = {
     "a layer": (lambda p, h, x: jnp.tanh(p["W"] @ h + p["U"] @ x + p["b"]), ["WUb"]),
@@ -31,8 +41,8 @@ DRIVES = {
     "spread over units": (lambda p, h, x: jnp.tanh(p["W"] @ h + p["s"]), ["W", "s"]),
     "turned": (lambda p, h, x: jnp.tanh((p["W"] @ h)[::-1] + p["b"]), ["W", "b"]),
     "reshaped in another order": (
-        lambda p, h, x: jnp.tanh(lax.reshape(lax.reshape(p["V"] @ h, (2, 2)), (4,), (1, 0))[:N] + p["b"]),
-        ["V", "b"],
+        lambda p, h, x: jnp.tanh(lax.reshape(lax.reshape(p["V"] @ h, (2, 2)), (4,), (1, 0)) + p["d"])[:N],
+        ["V", "d"],
     ),
     "of blocks": (
         lambda p, h, x: jnp.tanh(jnp.einsum("kij,kj->ki", p["K"], h[None]) + p["k"])[0],
