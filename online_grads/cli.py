@@ -164,17 +164,18 @@ def _bench(arguments: argparse.Namespace) -> int:
     options = {"window": arguments.window, "repeats": arguments.repeats}
     limit = arguments.limit or bench.memory_limit()
     found = bench.costs(cells, sorted(set(arguments.sizes)), estimators, **options, limit=limit)
-    rows, interrupted = _measured(found, len(cells) * len(set(arguments.sizes)) * len(estimators))
+    rows, status = _measured(found, len(cells) * len(set(arguments.sizes)) * len(estimators))
+    said = f"{bench_report.header(**options)}\n\n{bench_report.table(rows)}"
     if arguments.save is not None:
+        # before the table: its reader may close the pipe
         try:
             bench_report.write(rows, folder, **options)
+            said += f"\n\nwritten to {folder}"
         except OSError as error:
             print(f"online-grads: --save {folder}: {error.strerror}; nothing saved", file=sys.stderr)
-            interrupted = interrupted or 2
-    print(f"{bench_report.header(**options)}\n\n{bench_report.table(rows)}")
-    if arguments.save is not None and interrupted != 2:
-        print(f"\nwritten to {folder}")
-    return interrupted
+            status = status or 2
+    print(said)
+    return status
 
 
 def _measured(rows: Iterable[bench.Cost], total: int) -> tuple[list[bench.Cost], int]:

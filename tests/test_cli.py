@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from online_grads import ESTIMATORS, tasks
+from online_grads.bench import Cost
 from online_grads.cli import main
 from online_grads.report import columns
 
@@ -201,6 +202,40 @@ def test_bench_prints_a_table_and_saves(here, capsys):
     ]
     assert (here / "out" / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert "--save out: not empty, and nothing is overwritten" in refused(capsys, *command.split())
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_an_interrupted_bench_keeps_what_it_measured(here, capsys, monkeypatch, rows):
+    def costs(*args, **kwargs):
+        yield from [Cost("gru", 32, "rtrl", "J·M", 4096, 2e-4, 0.5, 1e-4)][:rows]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("online_grads.bench.costs", costs)
+    assert main("bench --sizes 32 64 --cell gru --estimators rtrl --save out".split()) == 130
+    out, err = capsys.readouterr()
+    assert f"interrupted after {rows} of 2 rows" in err
+    assert ("4 KiB" in out) == (rows == 1)
+    assert "written to out" in out
+    assert len(json.loads((here / "out" / "bench.json").read_text(encoding="utf-8"))["rows"]) == rows
+
+
+@pytest.mark.parametrize("stop", [None, KeyboardInterrupt])
+def test_a_bench_that_cannot_be_saved_is_still_printed(here, capsys, monkeypatch, stop):
+    def costs(*args, **kwargs):
+        yield Cost("gru", 32, "rtrl", "J·M", 4096, 2e-4, 0.5, 1e-4)
+        if stop is not None:
+            raise stop
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("online_grads.bench.costs", costs)
+    monkeypatch.setattr("online_grads.bench_report.write", full)
+    assert main(["bench", "--save", "out"]) == (2 if stop is None else 130)
+    out, err = capsys.readouterr()
+    assert "--save out: No space left on device; nothing saved" in err
+    assert "4 KiB" in out
+    assert "written" not in out
 
 
 def test_bench_prints_what_fits_in_memory(capsys):
