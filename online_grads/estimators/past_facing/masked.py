@@ -237,7 +237,8 @@ def _alike(kept: tuple[Kept, ...]) -> list[Kept]:
 
 
 def _zeros(k: Kept, each: KeptSite, weight, influence_dtype):
-    (count, drives), dtype = k.rows.shape, influence_dtype or weight.dtype
+    count, drives = k.rows.shape
+    dtype = weight.dtype if influence_dtype is None else influence_dtype
     if each.few:
         return [jnp.zeros(weight.shape, dtype) for _ in range(count)]
     return jnp.zeros((drives, count, each.site.pre if each.pres is None else each.pres.shape[1]), dtype)

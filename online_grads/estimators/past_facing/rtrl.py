@@ -71,7 +71,8 @@ def rtrl(
 
     def init(h, key):
         shape = lambda drive: (n, drive.batch, drive.post, structure.pre(drive))
-        return [jnp.zeros(shape(drive), dtype or drive.dtype) for drive in drives]
+        stored = lambda drive: drive.dtype if dtype is None else dtype
+        return [jnp.zeros(shape(drive), stored(drive)) for drive in drives]
 
     def propagate(influence, segment, noise):
         transfer, factors = segment.jacobians()
