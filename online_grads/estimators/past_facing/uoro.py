@@ -9,7 +9,8 @@
 
 A segment of k steps is one composed step (b = k, "memory-k"): backpropagation inside it is exact
 and only what comes before it is estimated. `direct=False` reads g_t = (∂ℓ_t/∂h_t · s̃_t) θ̃_t after
-every single step instead, the noisier form that comparison papers plot.
+every single step instead, the noisier form that comparison papers plot. In ‖θ̂‖ of a single step a
+weight that is used twice counts twice; every positive ρ₁ is unbiased.
 
 Cost per step: one forward pass, one tangent and two cotangents, O(p); memory O(n + p). Unbiased
 with frozen parameters. Any cell with a custom_jvp or no custom rule.
@@ -37,7 +38,7 @@ class UoroInfluence(NamedTuple):
     """The two factors of the influence."""
 
     s: Array  # [n]  s̃_t
-    theta: list  # like the trained weights, θ or what it makes of itself: θ̃_t
+    theta: list  # θ̃_t, like the effective weights, or like θ where that is smaller
 
 
 def uoro(
