@@ -14,6 +14,7 @@ from online_grads import bench, bench_report, config, report
 from online_grads.cells import CELLS
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.experiment import train
+from online_grads.optimizers import OPTIMIZERS
 from online_grads.signatures import options
 from online_grads.tables import ConfigError, unknown
 from online_grads.tasks import TASKS
@@ -260,4 +261,4 @@ def _names() -> str:
     for kind, known in (("tasks", TASKS), ("cells", CELLS), ("estimators", estimators)):
         named = (f"  {name}: {', '.join(options(make)) or '-'}" for name, make in sorted(known.items()))
         lines += [f"{kind}, each with its options:", *named]
-    return "\n".join([*lines, f"optimizers: {', '.join(config.OPTIMIZERS)}"])
+    return "\n".join([*lines, f"optimizers: {', '.join(OPTIMIZERS)}"])

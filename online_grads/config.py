@@ -3,19 +3,19 @@
 `SCHEMA` is the one description of the format; `online-grads run --help` prints it.
 """
 
+import copy
 import inspect
-import math
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import optax
-
+from online_grads import optimizers
 from online_grads.cells import CELLS
 from online_grads.estimators.registry import ESTIMATORS
-from online_grads.tables import ConfigError, Section, override, unknown
+from online_grads.optimizers import OptimizerConfig
+from online_grads.tables import ConfigError, Section, lay, override, unknown
 from online_grads.tasks import TASKS
 
 SCHEMA = """\
@@ -32,11 +32,14 @@ A config is a TOML file with these sections (a key shown with a value has it by 
   seed = 0              the first of them
   precision = "float32" or "float64"
   axis                  what the figure shows, "steps" or "updates"; by default the one given above
-  chunk = 4096          steps per compiled call, at most
+  chunk = 4096          steps per compiled call, at most; a curriculum looks at the losses after each
+  fast = false          true lays the sections under [fast] over the config: [fast.run] and so on,
+                        [fast.estimator] over every estimator
 [optimizer]
   name = "adam"         the other keys are that optimizer's own options, as optax names them
   learning_rate         a number, or a list: all are trained; the table and the figure show the best
                         (fewest diverged seeds, then lowest final loss), summary.json holds all
+  slowdown = 0.0        after t steps of the stream the rate is learning_rate / (1 + slowdown √t)
 [[estimator]]           one table for each line of the figure
   name                  the estimator; the other keys are its own options
   label                 what the table and the figure call it; by default its name, window if not 1
@@ -44,18 +47,25 @@ A config is a TOML file with these sections (a key shown with a value has it by 
   steps | updates       in place of [run]'s
   seeds                 in place of [run]'s: one is enough where nothing is random
   optimizer = {}        laid over [optimizer]; with another name it starts afresh
+  frozen = []           parameters that are not trained, as dotted paths: "cell", "cell.W_rec"
+  model = {}            options of the cell laid over [model]'s, for this estimator
   feedback = "symmetric" or "random"    for estimators that take a feedback; random matrices are drawn
                         from [run]'s first seed
   inner_optimizer = {}  for estimators that learn a part of their own: name and learning_rate as in
                         [optimizer], one rate; by default the estimator's
   jacobian_optimizer = {}  likewise, for dni with a learned jacobian
+[compare]               for `online-grads compare`, at frozen parameters; each seed of [run] is a network
+  by                    the estimator, by label, that trains the networks; by default the first
+  at = [0]              after how many steps of this training gradients are compared
+  streams = 8           stretches of the stream for each network
+  warmup = 100          steps before each stretch, for the state and what an estimator learns of its own
+  steps = 20            of a stretch: the gradient of its mean loss, no further back than its first step
+  keys = 16             draws of an estimator's noise for each stretch
+  lags = 0              so many lags in the figure of credit by lag, at most the steps
 
 --set section.key=value replaces a value, written as in TOML; a bare word is a string. estimator.key is
 for all estimators, estimator.0.key for the first. Setting steps drops updates, and the other way round.
 """
-
-# Optimizers that are made by optax.<name>(learning_rate, ...).
-OPTIMIZERS = "adabelief adagrad adam adamw amsgrad lion nadam radam rmsprop sgd yogi".split()
 
 # Arguments of estimators that take an optimizer.
 OWN_OPTIMIZERS = ("inner_optimizer", "jacobian_optimizer")
@@ -81,13 +91,7 @@ class RunConfig:
     precision: str
     axis: str
     chunk: int
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    name: str
-    learning_rate: tuple[float, ...]
-    options: dict[str, Any]
+    fast: bool
 
 
 @dataclass(frozen=True)
@@ -99,9 +103,22 @@ class EstimatorConfig:
     seeds: int
     optimizer: OptimizerConfig
     options: dict[str, Any]
+    frozen: tuple[str, ...] = ()  # parameters that are not trained
+    model: dict[str, Any] = field(default_factory=dict)  # cell options in place of [model]'s
     feedback: str | None = None  # None where the estimator takes none
     inner_optimizer: OptimizerConfig | None = None
     jacobian_optimizer: OptimizerConfig | None = None
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    by: str
+    at: tuple[int, ...]
+    streams: int
+    keys: int
+    warmup: int
+    steps: int
+    lags: int
 
 
 @dataclass(frozen=True)
@@ -110,6 +127,7 @@ class Config:
     model: ModelConfig | None
     run: RunConfig
     estimators: tuple[EstimatorConfig, ...]
+    compare: CompareConfig
     source: str  # what error messages call it
     tables: dict[str, Any]  # as read, overrides applied
 
@@ -133,16 +151,15 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ValueError as error:  # not UTF-8, or not TOML
         raise ConfigError(f"{path}: {error}") from None
-    for item in overrides:
-        override(tables, item)
-    return parse(tables, source=str(path))
+    return parse(tables, overrides, source=str(path))
 
 
-def parse(tables: dict[str, Any], *, source: str = "config") -> Config:
+def parse(tables: dict[str, Any], overrides: Iterable[str] = (), *, source: str = "config") -> Config:
     """Check the tables of a config and fill in the defaults.
 
     Args:
         tables: section -> {key: value}, as tomllib reads them.
+        overrides: `section.key=value`, as after --set; they win over [fast].
         source: what error messages call it.
 
     Returns:
@@ -161,14 +178,32 @@ def parse(tables: dict[str, Any], *, source: str = "config") -> Config:
     >>> config.estimators[0].label, config.estimators[0].steps, config.run.seeds
     ('tbptt(10)', 100, 1)
     """
+    given = list(overrides)
     try:
-        return _config(tables, source)
+        return _config(_laid(tables, given), source)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
 
 
+def _laid(tables: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The tables as they count: [fast] laid over them if [run] asks for it, then the overrides."""
+
+    def overridden():
+        read = copy.deepcopy({name: table for name, table in tables.items() if name != "fast"})
+        if fast:
+            lay(read, Section("fast", tables.get("fast", {})).rest, "fast")
+        for item in overrides:
+            override(read, item)
+        return read
+
+    fast = False
+    run = overridden().get("run")
+    fast = isinstance(run, dict) and run.get("fast") is True
+    return overridden()
+
+
 def _config(tables: dict[str, Any], source: str) -> Config:
-    known = ("task", "model", "run", "optimizer", "estimator")
+    known = ("task", "model", "run", "optimizer", "estimator", "compare")
     for name in tables:
         if name not in known:
             raise ConfigError(unknown(f"section [{name}]", name, known))
@@ -180,14 +215,15 @@ def _config(tables: dict[str, Any], source: str) -> Config:
         raise ConfigError("estimator: expected one [[estimator]] table or more")
     optimizer = Section("optimizer", tables.get("optimizer", {}))
     sections = [Section(f"estimator.{i}", row) for i, row in enumerate(rows)]
-    estimators = tuple(_estimator(section, run, length, optimizer.rest) for section in sections)
+    estimators = tuple(_estimator(section, model, run, length, optimizer.rest) for section in sections)
     labels = [estimator.label for estimator in estimators]
     for i, section in enumerate(sections):
         if labels[i] in labels[:i]:
             raise section.error(
                 "label", f"there is a {labels[i]!r} already; give this one a label of its own"
             )
-    return Config(task, model, run, estimators, source, tables)
+    compare = _compare(Section("compare", tables.get("compare", {})), estimators)
+    return Config(task, model, run, estimators, compare, source, tables)
 
 
 def _task(section: Section) -> TaskConfig:
@@ -212,9 +248,29 @@ def _run(section: Section) -> tuple[RunConfig, tuple[str, int] | None]:
         precision=section.take("precision", str, "float32", one_of=("float32", "float64")),
         axis=section.take("axis", str, length[0] if length else "steps", one_of=("steps", "updates")),
         chunk=section.positive("chunk", 4096),
+        fast=section.take("fast", bool, False),
     )
     section.end()
     return run, length
+
+
+def _compare(section: Section, estimators: tuple[EstimatorConfig, ...]) -> CompareConfig:
+    labels = [estimator.label for estimator in estimators]
+    compare = CompareConfig(
+        by=section.take("by", str, labels[0], one_of=labels),
+        at=section.take("at", tuple[int, ...], (0,)),
+        streams=section.positive("streams", 8),
+        keys=section.positive("keys", 16),
+        warmup=section.positive("warmup", 100),
+        steps=section.positive("steps", 20),
+        lags=section.take("lags", int, 0),
+    )
+    section.end()
+    if not compare.at or list(compare.at) != sorted(set(compare.at)) or compare.at[0] < 0:
+        raise section.error("at", f"expected steps ≥ 0 in ascending order, got {list(compare.at)}")
+    if not 0 <= compare.lags <= compare.steps:
+        raise section.error("lags", f"expected 0 to {compare.steps}, the steps, got {compare.lags}")
+    return compare
 
 
 def _length(section: Section) -> tuple[str, int] | None:
@@ -225,7 +281,9 @@ def _length(section: Section) -> tuple[str, int] | None:
     return next(((unit, number) for unit, number in given.items() if number is not None), None)
 
 
-def _estimator(section: Section, run: RunConfig, length, optimizer: dict[str, Any]) -> EstimatorConfig:
+def _estimator(
+    section: Section, model: ModelConfig | None, run: RunConfig, length, optimizer: dict[str, Any]
+) -> EstimatorConfig:
     name = section.take("name", str, one_of=ESTIMATORS)
     window = section.positive("window", 1)
     label = section.take("label", str, name if window == 1 else f"{name}({window})")
@@ -244,37 +302,20 @@ def _estimator(section: Section, run: RunConfig, length, optimizer: dict[str, An
     feedback = None
     if "feedback" in takes:
         feedback = section.take("feedback", str, "symmetric", one_of=("symmetric", "random"))
-    learning = {name: _own_optimizer(section, name) for name in OWN_OPTIMIZERS if name in takes}
+    learning = {name: optimizers.read_one(section, name) for name in OWN_OPTIMIZERS if name in takes}
+    variant = Section(f"{section.where}.model", section.take("model", dict, {}))
+    if variant.rest and model is None:
+        raise section.error("model", "there is no [model] to lay it over")
     return EstimatorConfig(
         name=name,
         label=label,
         window=window,
         steps=number if unit == "steps" else number * window,
         seeds=seeds,
-        optimizer=_optimizer(own, optimizer),
+        optimizer=optimizers.read(own, optimizer),
+        frozen=section.take("frozen", tuple[str, ...], ()),
+        model=variant.options(CELLS[model.cell]) if model else {},
         options=section.options(constructor),
         feedback=feedback,
         **learning,
     )
-
-
-def _own_optimizer(section: Section, name: str) -> OptimizerConfig | None:
-    """The optimizer of a part that the estimator learns, if one is given."""
-    table = section.take(name, dict, {})
-    if not table:
-        return None
-    chosen = _optimizer(Section(f"{section.where}.{name}", table), {})
-    if len(chosen.learning_rate) > 1:
-        raise section.error(f"{name}.learning_rate", "expected one number, got a list")
-    return chosen
-
-
-def _optimizer(own: Section, shared: dict[str, Any]) -> OptimizerConfig:
-    afresh = "name" in own and own.rest["name"] != shared.get("name", "adam")
-    section = own if afresh else Section(own.where if own.rest else "optimizer", {**shared, **own.rest})
-    name = section.take("name", str, "adam", one_of=OPTIMIZERS)
-    rates = section.take("learning_rate", float | tuple[float, ...])
-    rates = rates if isinstance(rates, tuple) else (rates,)
-    if not rates or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
-        raise section.error("learning_rate", f"expected numbers ≥ 0, got {list(rates)}")
-    return OptimizerConfig(name, tuple(map(float, rates)), section.options(getattr(optax, name)))

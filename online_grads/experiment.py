@@ -5,8 +5,6 @@ and one gradient norm per update leaves the device. All estimators see the same 
 same stream for the same seed.
 """
 
-import contextlib
-import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,23 +13,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from online_grads.cells import CELLS, stack
-from online_grads.config import OWN_OPTIMIZERS, Config, EstimatorConfig, OptimizerConfig
-from online_grads.estimators import feedback
-from online_grads.estimators.registry import ESTIMATORS
+from online_grads import optimizers
+from online_grads.assembly import Start, blaming, estimator_of, model_of, place, start, task_of, x64
+from online_grads.config import Config, EstimatorConfig
 from online_grads.learner import learner, scan
-from online_grads.model import from_cell
-from online_grads.readouts import linear
 from online_grads.run import DataError, drive, guarded, keeping, spans
-from online_grads.tables import ConfigError
-from online_grads.tasks import TASKS, Task
-from online_grads.types import Array, Estimator, Model, PyTree
+from online_grads.tasks import Task
+from online_grads.types import Learner, Metrics, Model, PyTree
 
 RECORDED = ("loss", "finite", "grad_norm")
-FEEDBACK = 2**31  # apart from the keys that a seed is split into
 SMALL = 16  # entries of a model whose final parameters are reported
+
+
+class Levels(NamedTuple):
+    """How far a curriculum has come: at the start and after each chunk."""
+
+    steps: np.ndarray  # [1 + chunks] of the stream
+    reached: np.ndarray  # [rates, seeds, 1 + chunks]
 
 
 class Result(NamedTuple):
@@ -45,6 +44,7 @@ class Result(NamedTuple):
     seconds_per_step: float  # of one seed at one learning rate: wall time / (steps × seeds × rates)
     compile_seconds: float
     state_bytes: int  # of one seed at one learning rate
+    levels: Levels | None = None  # of a task with a curriculum
 
 
 class Report(NamedTuple):
@@ -78,9 +78,11 @@ class _Timed:
         return advanced
 
 
-class _Trainer(NamedTuple):
+class Trainer(NamedTuple):
+    """One estimator's training as a compiled program."""
+
     config: EstimatorConfig
-    init: Callable  # starts -> state: learners [rates, seeds, ...] and streams [seeds, ...]
+    init: Callable  # starts -> (learners, streams), every leaf [rates, seeds, ...]
     advance: _Timed  # (state, length) -> (state, Metrics [updates, rates, seeds], bad), state donated
     state_bytes: int
 
@@ -112,131 +114,102 @@ def train(config: Config, *, progress: bool = False) -> Report:
     >>> report.results[0].loss.shape
     (2, 2, 20)
     """
-    with _x64(config.run.precision == "float64"):
-        task, model = _build(config)
-        seeds = config.run.seed + np.arange(max(chosen.seeds for chosen in config.estimators))
-        starts = jax.jit(jax.vmap(partial(_start, task, model)))(seeds)
-        trainers = []
-        for i, chosen in enumerate(config.estimators):
-            where = f"estimator.{i} ({chosen.name})"
-            with _blaming(config, where, (TypeError, ValueError)):
-                estimator = _estimator(config, chosen, model)
-            with _blaming(config, where, (ValueError,)):
-                trainers.append(_trainer(config, task, chosen, estimator, starts))
+    with x64(config.run.precision == "float64"):
+        task, model, starts = begin(config)
+        trainers = [trainer(config, task, model, starts, chosen) for chosen in config.estimators]
         results: list[Result] = []
-        for trainer in trainers:
-            result, failure = _train(config, task, trainer, starts, progress)
+        for each in trainers:
+            result, failure = _train(config, task, each, starts, progress)
             results.append(result)
             if failure is not None:
                 break
     return Report(config, task, tuple(results), failure)
 
 
-def _build(config: Config) -> tuple[Task, Model]:
-    dtype = jnp.dtype(config.run.precision)
-    chosen = config.model
-    with _blaming(config, "task", (TypeError, ValueError, OSError)):
-        task = TASKS[config.task.name](**config.task.options, dtype=dtype)
-    with _blaming(config, "model", (TypeError, ValueError)):
-        if task.model is not None:
-            if chosen is not None:
-                raise ValueError(f"leave it out, the task {config.task.name!r} brings its own")
-            return task, task.model
-        if chosen is None:
-            raise ValueError(f"missing, the task {config.task.name!r} needs a cell")
-        if task.loss is None:
-            raise ValueError(f"the task {config.task.name!r} brings neither a model nor a loss")
-        if len(task.example[0].shape) != 1:
-            raise ValueError(f"cells take vectors, the task gives {task.example[0]}")
-        sizes = (*task.example[0].shape, *chosen.hidden)
-        layers = [
-            CELLS[chosen.cell](inputs, hidden, **chosen.options, dtype=dtype)
-            for inputs, hidden in itertools.pairwise(sizes)
-        ]
-        cell = layers[0] if len(layers) == 1 else stack(*layers)
-        readout = linear(cell.size, task.outputs, dtype=dtype)
-        return task, from_cell(cell, readout, task.loss, example=task.example)
+def begin(config: Config) -> tuple[Task, Model, Start]:
+    """The task and the model of a config, and where its seeds start, every leaf [seeds, ...].
+
+    Raises:
+        ConfigError: the task or the cell refuses its options, or they do not fit together.
+    """
+    task = task_of(config)
+    model = model_of(config, task)
+    seeds = config.run.seed + np.arange(max(chosen.seeds for chosen in config.estimators))
+    return task, model, jax.jit(jax.vmap(partial(start, task, model)))(seeds)
 
 
-def _estimator(config: Config, chosen: EstimatorConfig, model: Model) -> Estimator:
-    options = dict(chosen.options)
-    if chosen.feedback == "random":
-        options["feedback"] = feedback.random(jax.random.fold_in(jax.random.key(config.run.seed), FEEDBACK))
-    for name in OWN_OPTIMIZERS:
-        if (own := getattr(chosen, name)) is not None:
-            (rate,) = own.learning_rate
-            options[name] = _optimizer(own)(rate)
-    return ESTIMATORS[chosen.name].constructor(model, **options)
+def trainer(config: Config, task: Task, model: Model, starts: Start, chosen: EstimatorConfig) -> Trainer:
+    """One estimator's program, vmapped over seeds and mapped over learning rates; traced already.
 
-
-def _optimizer(chosen: OptimizerConfig) -> Callable:
-    """learning rate -> the optax optimizer."""
-    return partial(getattr(optax, chosen.name), **chosen.options)
-
-
-class _Start(NamedTuple):
-    """What a seed decides."""
-
-    params: PyTree
-    hidden: PyTree
-    stream: PyTree  # the task's state
-    key: Array  # for the estimator's noise
-
-
-def _start(task: Task, model: Model, seed: Array) -> _Start:
-    for_model, for_stream, for_noise = jax.random.split(jax.random.key(seed), 3)
-    params, hidden = model.init(for_model)
-    return _Start(params, hidden, task.init(for_stream), for_noise)
-
-
-def _trainer(
-    config: Config, task: Task, chosen: EstimatorConfig, estimator: Estimator, starts: _Start
-) -> _Trainer:
-    """One estimator's program, vmapped over seeds and mapped over learning rates; traced already."""
-    make = _optimizer(chosen.optimizer)
+    Raises:
+        ConfigError: the estimator refuses its options or the model.
+    """
+    if chosen.model:
+        model = model_of(config, task, chosen)
+    estimator = estimator_of(config, chosen, model)
     rates = jnp.array(chosen.optimizer.learning_rate, config.run.precision)
 
+    def learner_at(rate):
+        made = optimizers.make(chosen.optimizer, rate, window=chosen.window, frozen=chosen.frozen)
+        return _recording(learner(estimator, made), task)
+
     def init_one(rate, start):
-        return learner(estimator, make(rate)).init(start.params, start.hidden, key=start.key)
+        return learner_at(rate).init(start.params, start.hidden, key=start.key), start.stream
 
     def init(starts):
         # copied, since the state is donated and jit would hand on as it is an array that it does not change
         starts = jax.tree.map(lambda leaf: jnp.copy(leaf[: chosen.seeds]), starts)
-        return jax.vmap(jax.vmap(init_one, (None, 0)), (0, None))(rates, starts), starts.stream
+        return jax.vmap(jax.vmap(init_one, (None, 0)), (0, None))(rates, starts)
 
-    def scan_one(rate, state, xs, ys):
-        return scan(keeping(learner(estimator, make(rate)), RECORDED), state, xs, ys, window=chosen.window)
-
-    over_seeds = jax.vmap(scan_one, in_axes=(None, 0, 1, 1), out_axes=(0, 1))
-
-    def over_rates(states, xs, ys):
-        # one rate after another: batched products with many weight matrices gain nothing on a CPU, and
-        # three batched influences no longer fit into its cache
-        states, metrics = jax.lax.map(lambda pair: over_seeds(*pair, xs, ys), (rates, states))
-        return states, jax.tree.map(lambda recorded: jnp.moveaxis(recorded, 0, 1), metrics)
-
-    def advance(state, length):
+    def at_rate(rate, state, length):
         learning, streams = state
+        over_seeds = jax.vmap(partial(scan, learner_at(rate), window=chosen.window), (0, 1, 1), (0, 1))
         streams, data = jax.vmap(lambda stream: task.draw(stream, length), out_axes=(0, 1))(streams)
-        learning, metrics, bad = guarded(over_rates, learning, *data)
+        learning, metrics, bad = guarded(over_seeds, learning, *data)
+        if task.adapt is not None:
+            streams = jax.vmap(task.adapt, (0, 1, 1))(streams, data[1], metrics.loss)
+        if task.level is not None:
+            metrics = metrics._replace(info={"level": jax.vmap(task.level)(streams)[None]})
         return (learning, streams), metrics, bad
 
-    init, like = jax.jit(init), jax.eval_shape(init, starts)
-    (_, length), *_ = spans(chosen.steps, chosen.window, config.run.chunk)
-    timed = _Timed(jax.jit(advance, static_argnums=1, donate_argnums=0), like, length)
+    def advance(state, length):
+        # one rate after another: batched products with many weight matrices gain nothing on a CPU, and
+        # three batched influences no longer fit into its cache
+        state, metrics, bad = jax.lax.map(lambda pair: at_rate(*pair, length), (rates, state))
+        return state, jax.tree.map(lambda recorded: jnp.moveaxis(recorded, 0, 1), metrics), bad.min(axis=0)
+
+    with blaming(config, place(config, chosen), (ValueError,)):
+        init, like = jax.jit(init), jax.eval_shape(init, starts)
+        (_, length), *_ = spans(chosen.steps, chosen.window, config.run.chunk)
+        timed = _Timed(jax.jit(advance, static_argnums=1, donate_argnums=0), like, length)
     carried = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like[0].estimator))
-    return _Trainer(chosen, init, timed, carried // (len(rates) * chosen.seeds))
+    return Trainer(chosen, init, timed, carried // (len(rates) * chosen.seeds))
+
+
+def _recording(learner: Learner, task: Task) -> Learner:
+    """The learner, reporting what is recorded; a task's own score in place of the loss."""
+    if task.score is None:
+        return keeping(learner, RECORDED)
+    score = task.score
+
+    def update(state, xs, ys):
+        state, metrics = learner.update(state, xs, ys)
+        return state, metrics._replace(loss=jnp.mean(jax.vmap(score)(metrics.outputs, ys)))
+
+    return keeping(Learner(learner.init, update), RECORDED)
 
 
 def _train(
-    config: Config, task: Task, trainer: _Trainer, starts: _Start, progress: bool
+    config: Config, task: Task, trainer: Trainer, starts: Start, progress: bool
 ) -> tuple[Result, str | None]:
     chosen, failure = trainer.config, None
+    state = jax.block_until_ready(trainer.init(starts))
+    begun = None if task.level is None else np.asarray(jax.vmap(jax.vmap(task.level))(state[1]))
     chunks = [(length, length) for _, length in spans(chosen.steps, chosen.window, config.run.chunk)]
     try:
         (learned, _), metrics = drive(
             trainer.advance,
-            jax.block_until_ready(trainer.init(starts)),
+            state,
             chunks,
             total=chosen.steps,
             progress=progress,
@@ -260,23 +233,11 @@ def _train(
         seconds_per_step=trainer.advance.seconds / (steps * rates * seeds),
         compile_seconds=trainer.advance.compile_seconds,
         state_bytes=trainer.state_bytes,
+        levels=begun if begun is None else _levels(begun, metrics, [length for length, _ in chunks]),
     )
     return result, failure
 
 
-@contextlib.contextmanager
-def _blaming(config: Config, where: str, kinds: tuple[type[Exception], ...]):
-    """What a constructor refuses here is a mistake in the config."""
-    try:
-        yield
-    except kinds as error:
-        raise ConfigError(f"{config.source}: {where}: {' '.join(str(error).split())}") from error
-
-
-def _x64(on: bool):
-    """The context in which JAX computes in float64, or does not, whatever the caller's setting."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(on)
-    from jax.experimental import enable_x64  # type: ignore[attr-defined]
-
-    return enable_x64(on)
+def _levels(begun: np.ndarray, metrics: Metrics | None, lengths: list[int]) -> Levels:
+    reached = np.stack([begun, *([] if metrics is None else metrics.info["level"])], axis=-1)
+    return Levels(np.cumsum([0, *lengths])[: reached.shape[-1]], reached)

@@ -16,7 +16,7 @@ import numpy as np
 from online_grads.config import OWN_OPTIMIZERS
 from online_grads.experiment import Report, Result
 from online_grads.plots import Curve, learning_curves
-from online_grads.scores import best, diverged, scores
+from online_grads.scores import best, diverged, never_advanced, scores
 
 NOTE = """\
 loss: mean over the last tenth of the updates ± standard error over the seeds that did not diverge
@@ -26,23 +26,34 @@ diverged: seeds that are not finite or end above where they began"""
 
 def table(report: Report) -> str:
     """The results as text, one line per estimator at its best learning rate, and the task's references."""
-    unit = report.task.unit
-    rows = [("estimator", "learning rate", f"loss [{unit}]", "µs/step", "state bytes", "diverged")]
+    unit, levels = report.task.unit, report.task.level is not None
+    rows = [["estimator", "learning rate", f"loss [{unit}]", "µs/step", "state bytes", "diverged"]]
+    rows[0] += ["level reached"] * levels
     for result in report.results:
         score = scores(result)[best(result)]
-        rows.append(
-            (
-                result.config.label,
-                f"{score.learning_rate:g}",
-                _measured(score.loss_last, score.loss_last_se),
-                f"{1e6 * result.seconds_per_step:.3g}",
-                f"{result.state_bytes:,}",
-                f"{score.diverged} of {result.config.seeds}",
-            )
-        )
+        row = [
+            result.config.label,
+            f"{score.learning_rate:g}",
+            _measured(score.loss_last, score.loss_last_se),
+            f"{1e6 * result.seconds_per_step:.3g}",
+            f"{result.state_bytes:,}",
+            f"{score.diverged} of {result.config.seeds}",
+        ]
+        rows.append(row + [_measured(score.level, score.level_se)] * levels)
     references = columns([(name, f"{value:.4g} {unit}") for name, value in report.task.references.items()])
-    parts = ["\n".join(columns(rows)), "\n".join(references), NOTE]
+    parts = ["\n".join(columns(rows)), "\n".join(references), NOTE, _stuck(report)]
     return "\n\n".join(filter(None, parts))
+
+
+def _stuck(report: Report) -> str:
+    """Which estimators never took a curriculum beyond its start, if any."""
+    stuck = [each.config.label for each in report.results if never_advanced(each)]
+    if not stuck:
+        return ""
+    return (
+        f"the curriculum never advanced with {', '.join(stuck)}: at every learning rate, on every seed the\n"
+        "loss stayed above the task's threshold; train for longer, try other rates or an easier start"
+    )
 
 
 def columns(rows: Sequence[Sequence[str]], *, right: bool = True) -> list[str]:

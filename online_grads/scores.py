@@ -20,12 +20,21 @@ class Score(NamedTuple):
     loss_last_se: float | None  # standard error of loss_last
     averaged: int  # seeds in these means
     diverged: int  # seeds that diverged
+    level: float | None = None  # where a curriculum ended, mean over all seeds
+    level_se: float | None = None  # standard error of level
 
 
 def scores(result: Result) -> list[Score]:
     """The scores of an estimator at its learning rates, in the order of the config."""
     rates = result.config.optimizer.learning_rate
-    return [_score(*row) for row in zip(rates, *_tenths(result), diverged(result), strict=True)]
+    found = [_score(*row) for row in zip(rates, *_tenths(result), diverged(result), strict=True)]
+    if result.levels is None:
+        return found
+    levels = result.levels.reached[..., -1].astype(np.float64)  # [rates, seeds]
+    return [
+        score._replace(level=float(ended.mean()), level_se=_standard_error(ended))
+        for score, ended in zip(found, levels, strict=True)
+    ]
 
 
 def diverged(result: Result) -> np.ndarray:
@@ -37,10 +46,25 @@ def diverged(result: Result) -> np.ndarray:
 
 
 def best(result: Result) -> int:
-    """The index of the learning rate to show: fewest diverged seeds, then lowest final loss."""
+    """The index of the learning rate to show: fewest diverged seeds, then lowest final loss.
+
+    With a curriculum, whose losses are those of tasks of different length, the highest level comes first.
+    """
     found = scores(result)
-    rank = lambda i: (found[i].diverged, math.inf if found[i].loss_last is None else found[i].loss_last)
+
+    def rank(i):
+        level, loss = found[i].level, found[i].loss_last
+        return found[i].diverged, 0.0 if level is None else -level, math.inf if loss is None else loss
+
     return min(range(len(found)), key=rank)
+
+
+def never_advanced(result: Result) -> bool:
+    """Whether a curriculum stayed where it began, on every seed at every learning rate."""
+    if result.levels is None:
+        return False
+    reached = result.levels.reached
+    return bool((reached == reached[..., :1]).all())
 
 
 def _tenths(result: Result) -> tuple[np.ndarray, np.ndarray]:
@@ -59,5 +83,10 @@ def _score(rate: float, first: np.ndarray, last: np.ndarray, lost: np.ndarray) -
     if not last.size:
         return Score(rate, None, None, None, 0, int(lost.sum()))
     with np.errstate(all="ignore"):
-        error = float(last.std(ddof=1) / math.sqrt(last.size)) if last.size > 1 else None
-        return Score(rate, float(first.mean()), float(last.mean()), error, last.size, int(lost.sum()))
+        first, error, mean = float(first.mean()), _standard_error(last), float(last.mean())
+        return Score(rate, first, mean, error, last.size, int(lost.sum()))
+
+
+def _standard_error(values: np.ndarray) -> float | None:
+    """Of the mean of values [seeds]; None for a single one."""
+    return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else None

@@ -4,7 +4,7 @@ import difflib
 import inspect
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from online_grads.signatures import expected, fits, options
@@ -111,20 +111,47 @@ def override(tables: dict[str, Any], item: str) -> None:
     """
     path, equals, text = item.partition("=")
     section, *keys = path.strip().split(".")
-    rows = tables.setdefault(section, {})
-    if section == "estimator" and keys and keys[0].isdigit():
-        index = int(keys.pop(0))
-        if index >= len(rows):
-            raise ConfigError(f"--set {item}: the config has {len(rows)} estimators, counted from 0")
-        rows = [rows[index]]
-    if not equals or not keys or not all(keys):
+    if not equals or not [key for key in keys if not key.isdigit()] or not all(keys):
         raise ConfigError(f"--set {item}: expected section.key=value")
-    value = _value(item, text.strip())
+    _put(tables, section, keys, _value(item, text.strip()), f"--set {item}")
+
+
+def lay(tables: dict[str, Any], over: dict[str, Any], where: str) -> None:
+    """Lay tables over those of a config, in place, value by value; [estimator] goes over all estimators.
+
+    >>> tables = {"run": {"steps": 100, "seeds": 4}, "estimator": [{"name": "rtrl"}]}
+    >>> lay(tables, {"run": {"updates": 2}, "estimator": {"window": 3}}, "fast")
+    >>> tables
+    {'run': {'seeds': 4, 'updates': 2}, 'estimator': [{'name': 'rtrl', 'window': 3}]}
+    """
+    for section, table in over.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"{where}.{section}: expected a table, got {table!r}")
+        for keys, value in _leaves(table):
+            _put(tables, section, keys, value, f"{where}.{section}")
+
+
+def _leaves(table: dict[str, Any]) -> Iterator[tuple[list[str], Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from (([key, *keys], leaf) for keys, leaf in _leaves(value))
+        else:
+            yield [key], value
+
+
+def _put(tables: dict[str, Any], section: str, keys: list[str], value: Any, blame: str) -> None:
+    """Set one value, in all estimators or in the one that the first key counts."""
+    path, rows = ".".join([section, *keys[:-1]]), tables.setdefault(section, {})
+    if section == "estimator" and keys[0].isdigit():
+        index, *keys = keys
+        if int(index) >= len(rows):
+            raise ConfigError(f"{blame}: the config has {len(rows)} estimators, counted from 0")
+        rows = [rows[int(index)]]
     for table in rows if isinstance(rows, list) else [rows]:
         for key in keys[:-1]:
             table = table.setdefault(key, {}) if isinstance(table, dict) else None
         if not isinstance(table, dict):
-            raise ConfigError(f"--set {item}: {path.rpartition('.')[0]} is not a table")
+            raise ConfigError(f"{blame}: {path} is not a table")
         table.pop({"steps": "updates", "updates": "steps"}.get(keys[-1]), None)
         table[keys[-1]] = value
 

@@ -46,7 +46,7 @@ def test_defaults_and_what_estimators_override():
     read = parse(TABLES)
     assert read.task == config.TaskConfig("add", {"t1": 3})
     assert read.model == config.ModelConfig("vanilla_rnn", (8, 4), {"leak": 0.5})
-    assert read.run == config.RunConfig(seeds=3, seed=0, precision="float32", axis="steps", chunk=4096)
+    assert read.run == config.RunConfig(seeds=3, seed=0, precision="float32", axis="steps", chunk=4096, fast=False)
     tbptt, rtrl, uoro = read.estimators
     assert (tbptt.label, tbptt.steps, tbptt.seeds) == ("tbptt(10)", 120, 3)
     assert tbptt.optimizer == config.OptimizerConfig("adam", (0.1, 1.0), {"b1": 0.8})
@@ -59,13 +59,13 @@ def test_defaults_and_what_estimators_override():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("modell", {}, "unknown section [modell]; did you mean 'model'? possible: estimator, model, "),
+        ("modell", {}, "unknown section [modell]; did you mean 'model'? possible: compare, estimator, "),
         ("task.name", "ad", "task.name: unknown name 'ad'; did you mean 'add'? possible: add, influence_"),
         ("task.name", None, "task.name: missing; possible: add, influence_balancing, text"),
         ("task.t3", 1, "task.t3: unknown key; possible: name, repeat, t1, t2"),
         ("task.t1", 1.5, "task.t1: expected an integer, got 1.5"),
         ("task", "add", "task: expected a table, got 'add'"),
-        ("model.cell", "gruu", "model.cell: unknown name 'gruu'; did you mean 'gru'? possible: alif, gru, "),
+        ("model.cell", "gruu", "model.cell: unknown name 'gruu'; did you mean 'gru'? possible: alif, "),
         ("model.leek", 1, "model.leek: unknown key; did you mean 'leak'? possible: cell, hidden, leak"),
         ("model.leak", "half", "model.leak: expected a number, got 'half'"),
         ("model.hidden", [8, 0], "model.hidden: expected sizes of at least 1, got [8, 0]"),
@@ -76,7 +76,7 @@ def test_defaults_and_what_estimators_override():
         ("run.steps", 125, "estimator.0.window: 10 does not divide 125 steps; it divides 120 and 130"),
         ("run.steps", None, "estimator.0.steps: missing; give steps or updates, here or in [run]"),
         ("run.seeds", True, "run.seeds: expected an integer, got True"),
-        ("run.stesp", 1, "run.stesp: unknown key; did you mean 'steps'? possible: axis, chunk, precision, "),
+        ("run.stesp", 1, "run.stesp: unknown key; did you mean 'steps'? possible: axis, chunk, fast, precision, "),
         ("run.precision", "float46", "run.precision: unknown name 'float46'; did you mean 'float64'? "),
         ("run.axis", "time", "run.axis: unknown name 'time'; possible: steps, updates"),
         ("optimizer.name", "adamm", "optimizer.name: unknown name 'adamm'; did you mean 'adam'? possible: "),

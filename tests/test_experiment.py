@@ -126,7 +126,7 @@ def test_data_that_are_not_finite_end_the_run(monkeypatch):
     monkeypatch.setitem(tasks.TASKS, "toy", nan_at(0))
     (result,) = train(settings("tbptt")).results
     assert result.loss.shape == (1, 1, 0)
-    assert scores(result)[0][1:] == (None, None, None, 0, 0)
+    assert scores(result)[0][1:] == (None, None, None, 0, 0, None, None)
     assert not diverged(result).any()
 
 

@@ -1,0 +1,125 @@
+"""From a config to its task, models, estimators and seeds."""
+
+import contextlib
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from online_grads import optimizers
+from online_grads.cells import CELLS, stack
+from online_grads.config import OWN_OPTIMIZERS, Config, EstimatorConfig
+from online_grads.estimators import feedback
+from online_grads.estimators.registry import ESTIMATORS
+from online_grads.model import from_cell, with_resets
+from online_grads.readouts import linear
+from online_grads.tables import ConfigError
+from online_grads.tasks import TASKS, Task
+from online_grads.types import Array, Estimator, Model, PyTree
+
+FEEDBACK = 2**31  # apart from the keys that a seed is split into
+
+
+class Start(NamedTuple):
+    """What a seed decides."""
+
+    params: PyTree
+    hidden: PyTree
+    stream: PyTree  # the task's state
+    key: Array  # for the estimator's noise
+
+
+def task_of(config: Config) -> Task:
+    """The task of a config.
+
+    Raises:
+        ConfigError: the task refuses its options.
+    """
+    with blaming(config, "task", (TypeError, ValueError, OSError)):
+        return TASKS[config.task.name](**config.task.options, dtype=jnp.dtype(config.run.precision))
+
+
+def model_of(config: Config, task: Task, chosen: EstimatorConfig | None = None) -> Model:
+    """The model of a config, or the variant of it that an estimator is given.
+
+    Raises:
+        ConfigError: task and model do not fit, or the cell refuses its options.
+    """
+    where, options = "model", {} if config.model is None else config.model.options
+    if chosen is not None and chosen.model:
+        where, options = f"{place(config, chosen)}: model", {**options, **chosen.model}
+    with blaming(config, where, (TypeError, ValueError)):
+        model = _model(config, task, options)
+        # the hidden state that cells begin with is the same for every key
+        return with_resets(model, jax.jit(model.init)(jax.random.key(0))[1]) if task.resets else model
+
+
+def _model(config: Config, task: Task, options: dict) -> Model:
+    dtype, chosen = jnp.dtype(config.run.precision), config.model
+    if task.model is not None:
+        if chosen is not None:
+            raise ValueError(f"leave it out, the task {config.task.name!r} brings its own")
+        return task.model
+    if chosen is None:
+        raise ValueError(f"missing, the task {config.task.name!r} needs a cell")
+    if len(task.example[0].shape) != 1:
+        raise ValueError(f"cells take vectors, the task gives {task.example[0]}")
+    sizes = (*task.example[0].shape, *chosen.hidden)
+    layers = [
+        CELLS[chosen.cell](inputs, hidden, **options, dtype=dtype)
+        for inputs, hidden in itertools.pairwise(sizes)
+    ]
+    cell = layers[0] if len(layers) == 1 else stack(*layers)
+    readout = (task.readout or linear)(cell.size, task.outputs, dtype=dtype)
+    if task.build is not None:
+        return task.build(cell, readout)
+    if task.loss is None:
+        raise ValueError(f"the task {config.task.name!r} brings neither a model nor a loss")
+    return from_cell(cell, readout, task.loss, example=task.example)
+
+
+def estimator_of(config: Config, chosen: EstimatorConfig, model: Model) -> Estimator:
+    """An estimator of a config, for a model.
+
+    Raises:
+        ConfigError: the estimator refuses its options or the model.
+    """
+    options = dict(chosen.options)
+    if chosen.feedback == "random":
+        options["feedback"] = feedback.random(jax.random.fold_in(jax.random.key(config.run.seed), FEEDBACK))
+    for name in OWN_OPTIMIZERS:
+        if (own := getattr(chosen, name)) is not None:
+            options[name] = optimizers.make(own, *own.learning_rate)
+    with blaming(config, place(config, chosen), (TypeError, ValueError)):
+        return ESTIMATORS[chosen.name].constructor(model, **options)
+
+
+def start(task: Task, model: Model, seed: Array) -> Start:
+    """Parameters, stream and noise of a seed []."""
+    for_model, for_stream, for_noise = jax.random.split(jax.random.key(seed), 3)
+    params, hidden = model.init(for_model)
+    return Start(params, hidden, task.init(for_stream), for_noise)
+
+
+def place(config: Config, chosen: EstimatorConfig) -> str:
+    """What error messages call an estimator of a config."""
+    return f"estimator.{config.estimators.index(chosen)} ({chosen.name})"
+
+
+@contextlib.contextmanager
+def blaming(config: Config, where: str, kinds: tuple[type[Exception], ...]):
+    """What a constructor refuses here is a mistake in the config."""
+    try:
+        yield
+    except kinds as error:
+        raise ConfigError(f"{config.source}: {where}: {' '.join(str(error).split())}") from error
+
+
+def x64(on: bool):
+    """The context in which JAX computes in float64, or does not, whatever the caller's setting."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(on)
+    from jax.experimental import enable_x64  # type: ignore[attr-defined]
+
+    return enable_x64(on)
