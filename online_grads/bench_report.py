@@ -1,6 +1,5 @@
 """What a bench leaves behind: a table to read, JSON to go on with, a figure."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from online_grads.bench import DTYPE, INPUTS, OUTPUTS, REFUSALS, Cost, first_sentence, slope
 from online_grads.capacity import largest, state_polynomial
 from online_grads.estimators.registry import ESTIMATORS
-from online_grads.plots import CostCurve, cost_curves
+from online_grads.plots import CostCurve, cost_curves, replace, save
 from online_grads.report import columns
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -104,16 +103,15 @@ def fitting(cells: Sequence[str], estimators: Sequence[str], limit: float) -> st
 
 
 def write(rows: Sequence[Cost], folder: Path, *, window: int, repeats: int) -> None:
-    """Write bench.json and bench.png: `summary`, and cost against n with the slopes.
+    """Write bench.json, bench.png and bench.pdf: `summary`, and cost against n with the slopes.
 
     Raises:
         ImportError: matplotlib is missing; nothing is written.
     """
     text = json.dumps(summary(rows, window=window, repeats=repeats), indent=2, ensure_ascii=False)
     figure = cost_curves(curves(rows), title=header(window=window, repeats=repeats))
-    figure.savefig(drawn := io.BytesIO(), format="png", dpi=150)
-    (folder / "bench.json").write_text(text, encoding="utf-8")
-    (folder / "bench.png").write_bytes(drawn.getbuffer())
+    replace(folder / "bench.json", text.encode())
+    save(figure, folder / "bench")
 
 
 def slopes(rows: Sequence[Cost]) -> dict[tuple[str, str], float]:
@@ -128,7 +126,7 @@ def curves(rows: Sequence[Cost]) -> dict[str, list[CostCurve]]:
 
     def curve(cell, name):
         sizes, seconds = np.array(points.get((cell, name), ())).reshape(-1, 2).T
-        return CostCurve(name, sizes, 1e6 * seconds, fitted.get((cell, name)))
+        return CostCurve(name, sizes, 1e6 * seconds, fitted.get((cell, name)), name)
 
     names = dict.fromkeys(row.estimator for row in rows)
     return {cell: [curve(cell, name) for name in names] for cell in dict.fromkeys(row.cell for row in rows)}

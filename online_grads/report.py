@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from online_grads.config import OWN_OPTIMIZERS
 from online_grads.experiment import Report, Result
-from online_grads.plots import Curve, learning_curves
+from online_grads.plots import Curve, learning_curves, replace, save
 from online_grads.scores import best, diverged, never_advanced, scores
 
 NOTE = """\
@@ -98,18 +97,19 @@ def curves(report: Report) -> list[Curve]:
     for result in report.results:
         rate, window = best(result), result.config.window if report.config.run.axis == "steps" else 1
         where = window * np.arange(1, result.loss.shape[-1] + 1)
-        found.append(Curve(result.config.label, where, result.loss[rate], diverged(result)[rate]))
+        lost = diverged(result)[rate]
+        found.append(Curve(result.config.label, where, result.loss[rate], lost, result.config.name))
     return found
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write summary.json, metrics.npz and curves.png, each complete or not at all.
+    """Write summary.json, metrics.npz, curves.png and curves.pdf, each complete or not at all.
 
     metrics.npz holds for every estimator `<label>/loss`, `<label>/finite` and `<label>/grad_norm`, each
     [learning rates, seeds, updates], and `<label>/step`, the stream steps that each update ends on.
     """
     text = json.dumps(summary(report), indent=2, ensure_ascii=False, allow_nan=False)
-    _replace(folder / "summary.json", text.encode())
+    replace(folder / "summary.json", text.encode())
     arrays = {}
     for result in report.results:
         for name in ("loss", "finite", "grad_norm"):
@@ -117,7 +117,7 @@ def write(report: Report, folder: Path) -> None:
         steps = result.config.window * np.arange(1, result.loss.shape[-1] + 1)
         arrays[f"{result.config.label}/step"] = steps
     np.savez(packed := io.BytesIO(), **arrays)
-    _replace(folder / "metrics.npz", packed.getbuffer())
+    replace(folder / "metrics.npz", packed.getbuffer())
     figure = learning_curves(
         curves(report),
         xlabel={"steps": "stream steps", "updates": "parameter updates"}[report.config.run.axis],
@@ -125,8 +125,7 @@ def write(report: Report, folder: Path) -> None:
         references=report.task.references,
         title=report.config.task.name.replace("_", " "),
     )
-    figure.savefig(drawn := io.BytesIO(), format="png", dpi=150)
-    _replace(folder / "curves.png", drawn.getbuffer())
+    save(figure, folder / "curves")
 
 
 def _estimator(result: Result) -> dict[str, Any]:
@@ -169,12 +168,6 @@ def _measured(value: float | None, error: float | None) -> str:
     if error is None:
         return f"{value:.4g}"
     return f"{value:.4g} ± {error:.1g}"
-
-
-def _replace(path: Path, content) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    os.replace(beside, path)
 
 
 def _version() -> str | None:

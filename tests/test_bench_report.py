@@ -59,7 +59,7 @@ def test_slopes_and_curves():
 
 def test_summary_and_files(tmp_path):
     write(ROWS, tmp_path, window=2, repeats=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.pdf", "bench.png"]
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     read = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     assert read == summary(ROWS, window=2, repeats=3)
