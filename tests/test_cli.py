@@ -60,7 +60,9 @@ def test_run_prints_a_table_and_writes_three_files(here, capsys):
     assert any(line.startswith("θ stays at 0.5") and "8 ½" in line for line in lines)
     assert lines[-1] == "written to runs/small"
     folder = here / "runs" / "small"
-    assert sorted(path.name for path in folder.iterdir()) == ["curves.png", "metrics.npz", "summary.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("curves.pdf", "curves.png", "metrics.npz", "summary.json")
+    ]
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     refuse = lambda name: pytest.fail(f"{name} is no JSON")
