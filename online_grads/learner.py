@@ -104,20 +104,38 @@ def gradient(
         ValueError: if the window does not divide the stream.
     """
 
+    state = estimator.init(params, hidden, key=key)
+    total, steps = gradient_sum(estimator, state, params, xs, ys, window=window)
+    return like(jax.tree.map(lambda g: g / steps, total), params)
+
+
+def gradient_sum(
+    estimator: Estimator, state: PyTree, params: PyTree, xs: PyTree, ys: PyTree, *, window: int = 1
+) -> tuple[PyTree, int]:
+    """The gradient of the summed loss of a stream, from a state of the estimator on: Σ k·grads + flush.
+
+    Args:
+        estimator: any `Estimator`.
+        state: its state before the first step.
+        params: θ, frozen.
+        xs, ys: the stream, [T, ...] with T a multiple of `window`.
+        window: k, steps per segment.
+
+    Returns:
+        (a pytree like params, of float32 or wider leaves; the number of steps T).
+    """
+
     def body(carry, xy):
         state, total = carry
         state, estimate = estimator.update(state, params, *xy)
         return (state, jax.tree.map(jnp.add, total, widened(estimate.grads))), None
 
-    state = estimator.init(params, hidden, key=key)
     parts = segments(xs, ys, window)
     (state, total), _ = jax.lax.scan(body, (state, widened(jax.tree.map(jnp.zeros_like, params))), parts)
-    count = jax.tree.leaves(parts)[0].shape[0]
-    mean = jax.tree.map(lambda g: g / count, total)
-    if estimator.flush is None:
-        return like(mean, params)
-    owed = widened(estimator.flush(state, params)[1])
-    return like(jax.tree.map(lambda g, o: g + o / (count * window), mean, owed), params)
+    total = jax.tree.map(lambda g: window * g, total)
+    if estimator.flush is not None:
+        total = jax.tree.map(jnp.add, total, widened(estimator.flush(state, params)[1]))
+    return total, window * jax.tree.leaves(parts)[0].shape[0]
 
 
 def memory(estimator: Estimator, params: PyTree, hidden: PyTree) -> int:

@@ -249,7 +249,7 @@ def test_bench_prints_what_fits_in_memory(capsys):
 def test_bench_names_mistakes_before_it_begins(here, capsys, monkeypatch):
     monkeypatch.setattr("online_grads.bench.costs", lambda *args, **kwargs: pytest.fail("it began"))
     for arguments, said in [
-        ("--cell gruu", "--cell: unknown cell 'gruu'; did you mean 'gru'? possible: alif, gru,"),
+        ("--cell gruu", "--cell: unknown cell 'gruu'; did you mean 'gru'? possible: alif,"),
         ("--estimators rtlr", "--estimators: unknown estimator 'rtlr'; did you mean 'rtrl'? possible: "),
         ("--sizes 4 0", "--sizes: expected an integer of at least 1, got '0'"),
         ("--sizes 4.5", "--sizes: expected an integer of at least 1, got '4.5'"),
