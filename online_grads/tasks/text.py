@@ -8,6 +8,7 @@ entropy H(u_t) of a character and the conditional entropy H(u_{t+1} | u_t) given
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ def text(
     *,
     characters: int | None = None,
     random_start: bool = True,
+    vocabulary: str | os.PathLike | None = None,
     dtype=None,
 ) -> Task:
     """A text, character by character: predict the next one.
@@ -39,6 +41,8 @@ def text(
         characters: read this many characters from the beginning and ignore the rest; by default all.
         random_start: a stream begins anywhere in the circle, as its key says, so that seeds and
             parallel streams differ; False begins every stream at the first character.
+        vocabulary: a UTF-8 file whose characters, all of them, have a place in x, so that a model that
+            learned from one text can read another; by default those of the text that is read.
         dtype: of x, by default JAX's float.
 
     Returns:
@@ -46,8 +50,8 @@ def text(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not UTF-8, the text is empty, shorter than `characters`, or has one
-            distinct character only; `characters` is below 1.
+        ValueError: a file is not UTF-8 or empty, the text is shorter than `characters`, the vocabulary
+            has one character only or lacks one of the text; `characters` is below 1.
         TypeError: an argument is of the wrong type.
 
     >>> import tempfile
@@ -69,23 +73,60 @@ def text(
         if positive_int("characters", characters) > len(content):
             raise ValueError(f"{source} has {len(content)} characters, fewer than the {characters} asked for")
         content = content[:characters]
-    if not content:
-        raise ValueError(f"{source} is empty")
-    points = np.frombuffer(content.encode("utf-32-le"), np.uint32)
-    vocabulary, codes = np.unique(points, return_inverse=True)
-    size, total = len(vocabulary), len(codes)
+    alphabet, known = (source, content) if vocabulary is None else _read(vocabulary)
+    points, letters = _points(content), np.unique(_points(known))
+    size, total = len(letters), len(points)
     if size < 2:
-        raise ValueError(f"{source} has one distinct character only, {content[0]!r}: nothing to predict")
+        raise ValueError(f"{alphabet} has one distinct character only, {known[0]!r}: nothing to predict")
+    if (unknown := np.flatnonzero(~np.isin(points, letters))).size:
+        where = int(unknown[0])
+        line, column = content.count("\n", 0, where) + 1, where - content.rfind("\n", 0, where)
+        raise ValueError(
+            f"{source} has {content[where]!r} in line {line}, column {column}, "
+            f"which is not among the {size} characters of {alphabet}"
+        )
+    codes = np.searchsorted(letters, points)
     # kept in as few bytes as a code needs: the text becomes a constant of the compiled program
     compact = codes.astype(np.min_scalar_type(size - 1))
 
     def init(key):
         return jax.random.randint(key, (), 0, total if random_start else 1, jnp.int32)
 
-    def draw(position, length):
+    def read(position, length):
         where = (position + jnp.arange(length + 1, dtype=jnp.int32)) % total
         drawn = jnp.asarray(compact)[where].astype(jnp.int32)
-        return where[-1], (jax.nn.one_hot(drawn[:-1], size, dtype=dtype), drawn[1:])
+        return where[-1], drawn[:-1], drawn[1:]
+
+    references = _references(codes.astype(np.int64), size)
+    return next_character(init, read, size=size, references=references, dtype=dtype)
+
+
+def next_character(init: Callable, codes: Callable, *, size: int, references: dict, dtype) -> Task:
+    """The task of predicting the next character of a stream, shown in bits.
+
+        x_t = onehot(u_t) [size]          y_t = u_{t+1}
+
+    Args:
+        init: key -> stream state.
+        codes: (state, length) -> (state, u_t [length] int32, u_{t+1} [length] int32).
+        size: of the vocabulary.
+        references: name -> bits per character.
+        dtype: of x.
+
+    Returns:
+        A `Task`.
+
+    >>> def alternating(step, length):
+    ...     steps = step + jnp.arange(length, dtype=jnp.int32)
+    ...     return step + length, steps % 2, (steps + 1) % 2
+    >>> task = next_character(lambda key: 0, alternating, size=2, references={"known": 0.0}, dtype=float)
+    >>> task.draw(0, 3)[1][1].tolist()
+    [1, 0, 1]
+    """
+
+    def draw(state, length):
+        state, here, following = codes(state, length)
+        return state, (jax.nn.one_hot(here, size, dtype=dtype), following)
 
     return Task(
         init=init,
@@ -95,8 +136,13 @@ def text(
         outputs=size,
         unit="bits per character",
         scale=1 / math.log(2),
-        references=_references(codes.astype(np.int64), size),
+        references=references,
     )
+
+
+def _points(content):
+    """The code points of a text."""
+    return np.frombuffer(content.encode("utf-32-le"), np.uint32)
 
 
 def _read(path):
@@ -111,9 +157,12 @@ def _read(path):
         raise FileNotFoundError(f"no text file at {path}")
     try:
         # bytes, so that line ends stay as they are; -sig drops a byte order mark
-        return str(path), path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if not content:
+        raise ValueError(f"{path} is empty")
+    return str(path), content
 
 
 def _references(codes, size):

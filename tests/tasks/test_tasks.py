@@ -10,6 +10,12 @@ import pytest
 from online_grads import cells, model, readouts, tasks
 
 SHORT = "the cat sat on the mat; the dog did not.\n"
+# name -> the arguments that a task cannot do without, say {"path": a file in tests/data}
+ARGUMENTS: dict[str, dict] = {}
+# the stream is the same for every key
+WITHOUT_CHANCE = {"influence_balancing"}
+# the labels come from a recurrent network, which cannot be run but step by step
+STEP_BY_STEP = {"mimic"}
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def sentence(tmp_path):
 
 @functools.cache
 def build(name, dtype=None):
-    return tasks.TASKS[name](dtype=dtype)
+    return tasks.TASKS[name](**ARGUMENTS.get(name, {}), dtype=dtype)
 
 
 def draw(task, state, length):
@@ -33,6 +39,21 @@ def stream(task, length, seed=0):
     return jax.tree.map(np.asarray, draw(task, task.init(jax.random.key(seed)), length)[1])
 
 
+def one_step(task):
+    """(x, y) of one step as a stream has them, with the reset flag if there is one."""
+    x, y = task.example
+    return ((x, jax.ShapeDtypeStruct((), jnp.bool_)) if task.resets else x), y
+
+
+def assert_same(left, right):
+    # keys included
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(*map(plain, (a, b))), left, right)
+
+
+def plain(leaf):
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
 # ---- laws of every task
 
 
@@ -40,37 +61,39 @@ def stream(task, length, seed=0):
 @pytest.mark.parametrize("dtype", [None, jnp.float32])
 def test_a_stream_is_like_its_example(name, dtype):
     task = build(name, dtype)
-    for example, rows in zip(task.example, stream(task, 6), strict=True):
-        assert (rows.shape, rows.dtype) == ((6, *example.shape), example.dtype)
-    assert task.example[0].dtype == jnp.dtype(dtype or jnp.float64)
+    example, drawn = one_step(task), stream(task, 6)
+    assert jax.tree.map(lambda leaf: ((6, *leaf.shape), leaf.dtype), example) == jax.tree.map(
+        lambda rows: (rows.shape, rows.dtype), drawn
+    )
+    floats = {leaf.dtype for leaf in jax.tree.leaves(example) if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    assert floats == {jnp.dtype(dtype or jnp.float64)}
     assert all(np.isfinite(value) for value in task.references.values())
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
-def test_two_draws_continue_one_another(name):
+def test_draws_continue_one_another(name):
     task = build(name)
     state = task.init(jax.random.key(3))
     whole_state, whole = draw(task, state, 60)
-    state, first = draw(task, state, 30)
-    state, second = draw(task, state, 30)
-    jax.tree.map(
-        lambda w, a, b: np.testing.assert_array_equal(w, np.concatenate([a, b])), whole, first, second
-    )
-    # keys included
-    assert all(
-        jnp.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (whole_state, state)), strict=True)
-    )
+    parts = []
+    for length in (7, 13, 40):
+        state, drawn = draw(task, state, length)
+        parts.append(drawn)
+    assert_same(whole, jax.tree.map(lambda *rows: np.concatenate(rows), *parts))
+    assert_same(whole_state, state)
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
 def test_streams_of_many_seeds_at_once(name):
     task = build(name)
     keys = jax.random.split(jax.random.key(0), 4)
-    _, (xs, ys) = jax.jit(jax.vmap(lambda key: task.draw(task.init(key), 50)))(keys)
-    assert xs.shape == (4, 50, *task.example[0].shape)
-    if task.model is None:
-        assert len({np.asarray(row).tobytes() for row in xs}) == 4
-    np.testing.assert_array_equal(draw(task, task.init(keys[2]), 50)[1][1], ys[2])
+    _, drawn = jax.jit(jax.vmap(lambda key: task.draw(task.init(key), 200)))(keys)
+    rows = [jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), drawn) for i in range(4)]
+    distinct = {b"".join(leaf.tobytes() for leaf in jax.tree.leaves(row)) for row in rows}
+    assert len(distinct) == (1 if name in WITHOUT_CHANCE else 4)
+    # products with a batch of vectors may round differently
+    alone = draw(task, task.init(keys[2]), 200)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), alone, rows[2])
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
@@ -78,26 +101,49 @@ def test_a_draw_has_no_loop_over_steps(name):
     task = build(name)
     state = task.init(jax.random.key(0))
     jaxpr = str(jax.make_jaxpr(lambda state: task.draw(state, 20))(state))
-    assert not {"scan[", "while["} & set(jaxpr.split())
+    loops = {"scan[", "while["} & set(jaxpr.split())
+    assert loops == ({"scan["} if name in STEP_BY_STEP else set())
 
 
-@pytest.mark.parametrize("name", ["add", "text"])
+@pytest.mark.parametrize("name", [name for name in tasks.TASKS if build(name).resets])
+def test_a_stream_begins_with_a_reset(name):
+    (_, reset), _ = stream(build(name), 5)
+    assert reset[0]
+    assert not reset.all()
+
+
+@pytest.mark.parametrize("name", [name for name in tasks.TASKS if build(name).adapt is not None])
+def test_a_curriculum_keeps_the_kind_of_its_state(name):
+    task = build(name)
+    state = task.init(jax.random.key(0))
+    ys, losses = draw(task, state, 12)[1][1], jnp.zeros(4)
+    kind = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    assert kind(jax.eval_shape(task.adapt, state, ys, losses)) == kind(state)
+    assert jax.eval_shape(task.level, state).shape == ()
+
+
+@pytest.mark.parametrize("name", [name for name in tasks.TASKS if build(name).model is None])
 def test_any_cell_can_learn_it(name):
     task = build(name)
-    learned = model.from_cell(
-        cells.gru(task.example[0].shape[0], 4),
-        readouts.linear(4, task.outputs),
-        task.loss,
-        example=task.example,
-    )
+    cell = cells.gru(task.example[0].shape[0], 4)
+    readout = (task.readout or readouts.linear)(4, task.outputs, dtype=None)
+    if task.build is None:
+        learned = model.from_cell(cell, readout, task.loss, example=task.example)
+    else:
+        learned = task.build(cell, readout)
+    if task.resets:
+        learned = model.with_resets(learned, jnp.zeros(4))
 
     def step(key):
         params, hidden = learned.init(key)
-        _, (xs, ys) = task.draw(task.init(key), 1)
-        return learned.loss(params, learned.transition(params, hidden, xs[0]), ys[0])
+        x, y = jax.tree.map(lambda rows: rows[0], task.draw(task.init(key), 1)[1])
+        loss, outputs = learned.loss(params, learned.transition(params, hidden, x), y)
+        return loss, outputs, loss if task.score is None else task.score(outputs, y)
 
-    loss, prediction = jax.eval_shape(step, jax.random.key(0))
-    assert (loss.shape, prediction.shape) == ((), (task.outputs,))
+    loss, outputs, shown = jax.eval_shape(step, jax.random.key(0))
+    assert loss.shape == shown.shape == ()
+    if task.build is None:
+        assert outputs.shape == (task.outputs,)
 
 
 # ---- influence balancing
@@ -225,6 +271,46 @@ def test_text_with_a_large_alphabet(tmp_path):
     np.testing.assert_array_equal(np.argmax(xs, 1), np.arange(300))
     assert ys[254:258].tolist() == [255, 256, 257, 258]
     assert task.outputs == len(alphabet)
+
+
+def test_text_in_the_vocabulary_of_another(tmp_path, sentence):
+    path = tmp_path / "dot.txt"
+    path.write_text("dot\nnot\n")
+    task = tasks.text(path, vocabulary=sentence, random_start=False)
+    letters = np.array(sorted(set(SHORT)))
+    xs, ys = stream(task, 8)
+    assert "".join(letters[np.argmax(xs, 1)]) == "dot\nnot\n"
+    assert "".join(letters[ys]) == "ot\nnot\nd"
+    assert task.outputs == len(letters) == task.example[0].shape[0]
+    # the references count in the text, not in the vocabulary
+    assert task.references == tasks.text(path).references
+    # one character is enough if the model knows others
+    path.write_text("ttt")
+    assert tasks.text(path, vocabulary=sentence).references["entropy of a character"] == 0
+
+
+def test_text_with_a_character_that_the_vocabulary_lacks(tmp_path, sentence):
+    path = tmp_path / "zebra.txt"
+    path.write_text("the cat\n\nthe zebra!\n")
+    with pytest.raises(
+        ValueError,
+        match=r"zebra.txt has 'z' in line 3, column 5, which is not among the 16 characters of .*tence.txt",
+    ):
+        tasks.text(path, vocabulary=sentence)
+    path.write_text("!")
+    with pytest.raises(ValueError, match="has '!' in line 1, column 1, which"):
+        tasks.text(path, vocabulary=sentence)
+    # what is not read may be anything
+    path.write_text("the cat\nthe zebra!\n")
+    assert tasks.text(path, vocabulary=sentence, characters=12).outputs == 16
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"zebra.txt is empty"):
+        tasks.text(sentence, vocabulary=path)
+    path.write_text("z")
+    with pytest.raises(ValueError, match=r"zebra.txt has one distinct character only, 'z'"):
+        tasks.text(sentence, vocabulary=path)
+    with pytest.raises(FileNotFoundError, match=r"no text file at .*absent"):
+        tasks.text(sentence, vocabulary=tmp_path / "absent")
 
 
 @pytest.mark.parametrize(
