@@ -4,31 +4,44 @@ from collections.abc import Callable
 
 from online_grads.tasks.add import AddState, add
 from online_grads.tasks.anbn import anbn
+from online_grads.tasks.copy import CopyState, Recall, copy
 from online_grads.tasks.distant_brackets import distant_brackets
 from online_grads.tasks.influence_balancing import influence_balancing
 from online_grads.tasks.mimic import MimicState, mimic
 from online_grads.tasks.text import text
+from online_grads.tasks.trace_conditioning import trace_conditioning
+from online_grads.tasks.trace_patterning import trace_patterning
+from online_grads.tasks.trials import TrialState
 from online_grads.tasks.types import Task
 
 # name -> constructor (**options), for configuration files
 TASKS: dict[str, Callable[..., Task]] = {
     "add": add,
     "anbn": anbn,
+    "copy": copy,
     "distant_brackets": distant_brackets,
     "influence_balancing": influence_balancing,
     "mimic": mimic,
     "text": text,
+    "trace_conditioning": trace_conditioning,
+    "trace_patterning": trace_patterning,
 }
 
 __all__ = [
     "TASKS",
     "AddState",
+    "CopyState",
     "MimicState",
+    "Recall",
     "Task",
+    "TrialState",
     "add",
     "anbn",
+    "copy",
     "distant_brackets",
     "influence_balancing",
     "mimic",
     "text",
+    "trace_conditioning",
+    "trace_patterning",
 ]
