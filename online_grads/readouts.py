@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from online_grads.arguments import float_dtype, positive_int
+from online_grads.arguments import float_dtype, not_negative, positive_int
 
 
 class Readout(NamedTuple):
@@ -17,25 +17,26 @@ class Readout(NamedTuple):
     apply: Callable  # (params, output [inputs]) -> prediction [outputs]
 
 
-def linear(inputs: int, outputs: int, *, bias: bool = True, dtype=None) -> Readout:
+def linear(inputs: int, outputs: int, *, bias: bool = True, std: float | None = None, dtype=None) -> Readout:
     """An affine readout.
 
         ŷ = W a + b
 
-    Parameters `{"W": [outputs, inputs], "bias": [outputs]}`, drawn N(0, 1/inputs) and 0.
+    Parameters `{"W": [outputs, inputs], "bias": [outputs]}`, drawn N(0, std²) and 0.
 
     Args:
         inputs: size of the cell's output.
         outputs: size of the prediction.
         bias: False leaves b out.
+        std: of the initial W, by default 1/√inputs.
         dtype: of the parameters, by default JAX's float.
 
     Returns:
         A `Readout`.
 
     Raises:
-        TypeError, ValueError: a size is not a positive integer, `bias` is not a bool, the dtype is
-            not a floating one.
+        TypeError, ValueError: a size is not a positive integer, `bias` is not a bool, `std` is
+            negative or not a number, the dtype is not a floating one.
 
     >>> import jax
     >>> params = (readout := linear(8, 2)).init(jax.random.key(0))
@@ -49,9 +50,12 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, dtype=None) -> Reado
     )
     if not isinstance(bias, bool):
         raise TypeError(f"bias must be True or False, got {bias!r}")
+    if std is not None:
+        not_negative("std", std)
 
     def init(key):
-        W = jax.random.normal(key, (outputs, inputs), dtype) / math.sqrt(inputs)
+        W = jax.random.normal(key, (outputs, inputs), dtype)
+        W = W / math.sqrt(inputs) if std is None else W * float(std)
         return {"W": W, "bias": jnp.zeros(outputs, dtype)} if bias else {"W": W}
 
     def apply(params, output):

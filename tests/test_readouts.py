@@ -22,6 +22,9 @@ def test_linear_starts_with_variance_one_over_inputs():
     params = readouts.linear(100, 50).init(jax.random.key(0))
     np.testing.assert_allclose(jnp.var(params["W"]), 1 / 100, rtol=0.1)
     assert not params["bias"].any()
+    narrow = readouts.linear(100, 50, std=0.3).init(jax.random.key(0))
+    np.testing.assert_allclose(jnp.std(narrow["W"]), 0.3, rtol=0.05)
+    assert not narrow["bias"].any()
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
@@ -44,3 +47,7 @@ def test_bad_arguments():
         readouts.linear(3, -1)
     with pytest.raises(TypeError, match="bias must be True or False, got 1"):
         readouts.linear(3, 1, bias=1)
+    with pytest.raises(ValueError, match=r"std must be at least 0, got -0\.1"):
+        readouts.linear(3, 1, std=-0.1)
+    with pytest.raises(TypeError, match="std must be a number, got 'small'"):
+        readouts.linear(3, 1, std="small")

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 
 from online_grads.cells.alif import AlifHidden, alif
+from online_grads.cells.columnar_rnn import columnar_rnn
+from online_grads.cells.filtered import FilteredHidden, filtered
 from online_grads.cells.gru import gru
 from online_grads.cells.gru_reset_before import gru_reset_before
 from online_grads.cells.lif import LifHidden, lif
@@ -14,6 +16,7 @@ from online_grads.cells.vanilla_rnn import vanilla_rnn
 # name -> constructor (inputs, hidden, **options), for configuration files
 CELLS: dict[str, Callable[..., Cell]] = {
     "alif": alif,
+    "columnar_rnn": columnar_rnn,
     "gru": gru,
     "gru_reset_before": gru_reset_before,
     "lif": lif,
@@ -25,9 +28,12 @@ __all__ = [
     "CELLS",
     "AlifHidden",
     "Cell",
+    "FilteredHidden",
     "LifHidden",
     "LstmHidden",
     "alif",
+    "columnar_rnn",
+    "filtered",
     "gru",
     "gru_reset_before",
     "lif",

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from online_grads.arguments import float_dtype, number_in, positive_int
+from online_grads.arguments import float_dtype, number_in, positive_int, probability
+from online_grads.cells.filtered import filtered
 from online_grads.cells.spiking import current, fire, synapses
 from online_grads.cells.types import Cell
 from online_grads.types import Array
@@ -39,6 +40,7 @@ def alif(
     threshold: float = 1.0,
     dampening: float = 0.3,
     refractory: int = 0,
+    readout_decay: float = 0.0,
     dtype=None,
 ) -> Cell:
     """Adaptive leaky integrate-and-fire neurons.
@@ -60,10 +62,12 @@ def alif(
         threshold: v_th, above 0.
         dampening: γ, above 0.
         refractory: a neuron spikes at most once in so many steps; 0 and 1 let it spike at every step.
+        readout_decay: κ, in [0, 1): above 0 the output is the spikes filtered, z̄_t = κ z̄_{t-1} + z_t, and
+            the hidden state `FilteredHidden`; see `filtered`.
         dtype: of parameters and hidden state, by default JAX's float.
 
     Returns:
-        A `Cell` whose output is z.
+        A `Cell` whose output is z, or z̄.
 
     Raises:
         TypeError, ValueError: a size is not a positive integer, a number is out of its range, the
@@ -80,6 +84,7 @@ def alif(
     refractory = positive_int("refractory", refractory, least=0)
     number_in(0, 1, decay=decay, adaptation_decay=adaptation_decay)
     number_in(0, math.inf, beta=beta, threshold=threshold, dampening=dampening)
+    probability("readout_decay", readout_decay)
 
     def init(key):
         zero = jnp.zeros(hidden, dtype)
@@ -94,4 +99,5 @@ def alif(
         z, silent = fire(u, state.silent, refractory, dampening)
         return AlifHidden(v, a, z, silent)
 
-    return Cell(init, step, lambda state: state.z, inputs, hidden)
+    cell = Cell(init, step, lambda state: state.z, inputs, hidden)
+    return filtered(cell, readout_decay) if readout_decay else cell

@@ -67,10 +67,17 @@ def alif_step(p, state, x):
     return v, a, *fire(v - 0.5 - 0.3 * a, silent)
 
 
+def columnar_step(p, h, x):
+    below = np.maximum(p["fc1"]["W"] @ x + p["fc1"]["bias"], 0)
+    f = np.maximum([W @ b for W, b in zip(p["fc2"]["W"], below, strict=True)] + p["fc2"]["bias"], 0)
+    return h + np.tanh((p["own"] * f).sum(1) + p["bias"])
+
+
 SPIKING = {"decay": 0.9, "threshold": 0.5, "refractory": 2}
 EQUATIONS = {
     "lif": (cells.lif(M, N, **SPIKING), lif_step),
     "alif": (cells.alif(M, N, adaptation_decay=0.8, beta=0.3, **SPIKING), alif_step),
+    "columnar_rnn": (cells.columnar_rnn(M, N, width=4), columnar_step),
     "vanilla_rnn": (cells.vanilla_rnn(M, N, leak=0.3), vanilla_step),
     "lstm": (cells.lstm(M, N), lstm_step),
     "gru": (cells.gru(M, N), gru_step),
@@ -227,10 +234,13 @@ def test_every_weight_matrix_meets_a_vector_in_a_plain_product(name):
     example = jnp.zeros(M), jnp.zeros(2)
     found = analyse(from_cell(cell, readouts.linear(N, 2), losses.squared_error, example=example))
     structure = Weights(found, dense=False)
-    matrices = [leaf for leaf in jax.tree.leaves(found.params["cell"]) if leaf.ndim == 2]
+    leaves = jax.tree_util.tree_leaves_with_path(found.params["cell"])
+    biases = [path for path, _ in leaves if "bias" in jax.tree_util.keystr(path)]
     synapses = [site for site in structure.sites if not site.direct]
-    assert len({site.weight for site in synapses}) == len(synapses) == len(matrices)
-    assert all(len(structure.weights[site.weight].shape) == 1 for site in structure.sites if site.direct)
+    direct = [site for site in structure.sites if site.direct]
+    assert len({site.weight for site in synapses}) == len(synapses) == len(leaves) - len(biases)
+    assert all("bias" in structure.names[site.weight] for site in direct)
+    assert len(direct) == len(biases)
 
 
 def test_a_stack_moves_every_layer_in_one_step():
@@ -317,6 +327,7 @@ def test_a_neuron_spikes_at_most_once_in_its_refractory_period(refractory):
         ({"decay": 1.0}, ValueError, r"decay must be in \(0, 1\), got 1\.0"),
         ({"threshold": 0.0}, ValueError, r"threshold must be in \(0, inf\), got 0\.0"),
         ({"dampening": "much"}, TypeError, "dampening must be a number, got 'much'"),
+        ({"readout_decay": 1.0}, ValueError, r"readout_decay must be in \[0, 1\), got 1\.0"),
         ({"refractory": -1}, ValueError, "refractory must be at least 0, got -1"),
     ],
 )
