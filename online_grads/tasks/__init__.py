@@ -4,10 +4,13 @@ from collections.abc import Callable
 
 from online_grads.tasks.add import AddState, add
 from online_grads.tasks.anbn import anbn
+from online_grads.tasks.columnar_alignment import AlignmentState, columnar_alignment
 from online_grads.tasks.copy import CopyState, Recall, copy
 from online_grads.tasks.distant_brackets import distant_brackets
 from online_grads.tasks.influence_balancing import influence_balancing
 from online_grads.tasks.mimic import MimicState, mimic
+from online_grads.tasks.pattern_generation import PatternState, pattern_generation
+from online_grads.tasks.series import series
 from online_grads.tasks.text import text
 from online_grads.tasks.trace_conditioning import trace_conditioning
 from online_grads.tasks.trace_patterning import trace_patterning
@@ -18,10 +21,13 @@ from online_grads.tasks.types import Task
 TASKS: dict[str, Callable[..., Task]] = {
     "add": add,
     "anbn": anbn,
+    "columnar_alignment": columnar_alignment,
     "copy": copy,
     "distant_brackets": distant_brackets,
     "influence_balancing": influence_balancing,
     "mimic": mimic,
+    "pattern_generation": pattern_generation,
+    "series": series,
     "text": text,
     "trace_conditioning": trace_conditioning,
     "trace_patterning": trace_patterning,
@@ -30,17 +36,22 @@ TASKS: dict[str, Callable[..., Task]] = {
 __all__ = [
     "TASKS",
     "AddState",
+    "AlignmentState",
     "CopyState",
     "MimicState",
+    "PatternState",
     "Recall",
     "Task",
     "TrialState",
     "add",
     "anbn",
+    "columnar_alignment",
     "copy",
     "distant_brackets",
     "influence_balancing",
     "mimic",
+    "pattern_generation",
+    "series",
     "text",
     "trace_conditioning",
     "trace_patterning",

@@ -1,6 +1,7 @@
 """Tasks: laws that every stream obeys, then each task's own mathematics."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,11 @@ from online_grads import cells, model, readouts, tasks
 
 SHORT = "the cat sat on the mat; the dog did not.\n"
 # name -> the arguments that a task cannot do without, say {"path": a file in tests/data}
-ARGUMENTS: dict[str, dict] = {}
+ARGUMENTS: dict[str, dict] = {
+    "series": {"path": Path(__file__).parents[2] / "configs/data/sunspots.csv", "column": "sunspots"}
+}
 # the stream is the same for every key
-WITHOUT_CHANCE = {"influence_balancing"}
+WITHOUT_CHANCE = {"influence_balancing", "series"}
 # the labels come from a recurrent network, which cannot be run but step by step
 STEP_BY_STEP = {"mimic"}
 
