@@ -1,4 +1,4 @@
-"""The command line: `online-grads run CONFIG.toml`, `online-grads bench` and `online-grads list`."""
+"""The command line: `online-grads run CONFIG.toml`, `compare CONFIG.toml`, `bench` and `list`."""
 
 import argparse
 import importlib.util
@@ -8,10 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
-from online_grads import bench, bench_report, config, report
+from online_grads import bench, bench_report, compare_report, config, report
 from online_grads.cells import CELLS
+from online_grads.compare import compare
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.experiment import train
 from online_grads.optimizers import OPTIMIZERS
@@ -66,12 +68,27 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"{config.SCHEMA}\n{_names()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    run.add_argument("config", metavar="CONFIG.toml")
-    run.add_argument(
-        "--set", action="append", default=[], metavar="section.key=value", help="replace a value"
-    )
-    run.add_argument("--out", type=Path, metavar="DIR", help="a new or empty folder; default: runs/CONFIG")
     run.set_defaults(command=_run)
+    compared = commands.add_parser(
+        "compare",
+        help="compare the estimators' gradients with the exact one",
+        description="Train networks with one estimator of a config, freeze them at points of the training "
+        "and compare every estimator's gradient with the exact one: alignment, bias, variance, signal to "
+        "noise, signs, expected loss decrease, credit by lag. Prints tables, writes diagnostics.npz and "
+        "figures.",
+        epilog=f"{config.SCHEMA}\n{_names()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compared.set_defaults(command=_compare)
+    for parser_, suffix in ((run, ""), (compared, "-compare")):
+        parser_.add_argument("config", metavar="CONFIG.toml")
+        parser_.add_argument(
+            "--set", action="append", default=[], metavar="section.key=value", help="replace a value"
+        )
+        parser_.add_argument("--fast", action="store_true", help="the config's fast variant: run.fast=true")
+        parser_.add_argument(
+            "--out", type=Path, metavar="DIR", help=f"a new or empty folder; default: runs/CONFIG{suffix}"
+        )
     _add_bench(commands)
     listing = commands.add_parser("list", help="list the estimators")
     listing.set_defaults(command=_list)
@@ -202,22 +219,34 @@ def _require(*names: str) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    chosen = config.load(arguments.config, arguments.set)
-    _require("matplotlib", "tqdm")
-    folder = _folder(arguments.out, Path("runs") / Path(arguments.config).stem)
-    try:
-        found = train(chosen, progress=sys.stderr.isatty())
-    except BaseException:
-        if arguments.out is None:
-            folder.rmdir()
-        raise
-    report.write(found, folder)
-    print(report.table(found))
-    print(f"\nwritten to {folder}")
+    found = _with_folder(arguments, train, report, "")
     if found.failure is not None:
         print(f"online-grads: stopped early: {found.failure}", file=sys.stderr)
         return 1
     return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    _with_folder(arguments, compare, compare_report, "-compare")
+    return 0
+
+
+def _with_folder(arguments: argparse.Namespace, work: Callable, said: ModuleType, suffix: str):
+    """Read the config, do the work and write it into a folder, which is reserved before the work begins."""
+    overrides = [*["run.fast=true"] * arguments.fast, *arguments.set]
+    chosen = config.load(arguments.config, overrides)
+    _require("matplotlib", "tqdm")
+    folder = _folder(arguments.out, Path("runs") / f"{Path(arguments.config).stem}{suffix}")
+    try:
+        found = work(chosen, progress=sys.stderr.isatty())
+    except BaseException:
+        if arguments.out is None:
+            folder.rmdir()
+        raise
+    said.write(found, folder)
+    print(said.table(found))
+    print(f"\nwritten to {folder}")
+    return found
 
 
 def _folder(asked: Path | None, default: Path, option: str = "--out") -> Path:

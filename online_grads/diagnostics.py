@@ -12,7 +12,7 @@ cut put later and later, it tells how far back credit reaches.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -30,8 +30,8 @@ LEAST = 1e-10  # products of gradients below it count neither as agreement of si
 class Gradients(NamedTuple):
     """Gradients of one case as vectors, leaves of the parameters in tree order."""
 
-    draws: Array  # [keys, p] the estimator's, one for each key
-    exact: Array  # [p]
+    whole: Array  # [..., p] of the stretch's mean loss
+    by_lag: Array  # [lags, ..., p] of the last loss: the part that is due to the use of θ lag steps before
 
 
 class Quality(NamedTuple):
@@ -81,7 +81,7 @@ def observed(model: Model) -> Model:
     return Model(model.init, transition, loss, example, reset)
 
 
-def gradients(
+def estimates(
     model: Model,
     estimator: Estimator,
     params: PyTree,
@@ -93,8 +93,8 @@ def gradients(
     warmup: int = 0,
     window: int = 1,
     lags: int = 0,
-) -> tuple[Gradients, Gradients | None]:
-    """An estimator's gradients of one stretch, beside the exact one.
+) -> Gradients:
+    """An estimator's gradients of one stretch.
 
     Pure: jit it, vmap it over networks and stretches.
 
@@ -107,12 +107,10 @@ def gradients(
         warmup: steps before the stretch; whole windows of them count, the last ones. An estimator with a
             `flush` begins with the stretch, as its gradients would still owe to the warm-up.
         window: k, steps per segment.
-        lags: if above 0, credit by lag too.
+        lags: how many lags to take apart, at most the steps. The readout's part is in lag 0.
 
     Returns:
-        (`Gradients` of the stretch's mean loss; for lags > 0 `Gradients` with another axis in front,
-        draws [lags, keys, p] and exact [lags, p], else None): the part of the gradient of the last step's
-        loss that is due to the use of θ at exactly lag steps before it. The readout's part is in lag 0.
+        `Gradients` with whole [keys, p] and by_lag [lags, keys, p].
 
     Raises:
         ValueError: the stream is not longer than the warm-up, has fewer steps than lags after it, or the
@@ -122,78 +120,108 @@ def gradients(
     >>> cell, readout = og.cells.gru(3, 4), og.readouts.linear(4, 2)
     >>> example = (jnp.zeros(3), jnp.zeros(2))
     >>> model = og.from_cell(cell, readout, og.losses.squared_error, example=example)
-    >>> xs, ys = jnp.ones((30, 3)), jnp.ones((30, 2))
-    >>> estimator, keys = og.rtrl(observed(model)), jax.random.split(jax.random.key(1), 1)
-    >>> found, _ = gradients(model, estimator, *model.init(keys[0]), xs, ys, keys=keys, warmup=20)
-    >>> bool(jnp.allclose(found.draws, found.exact[None], atol=1e-6))
+    >>> case = (*model.init(jax.random.key(0)), jnp.ones((30, 3)), jnp.ones((30, 2)))
+    >>> found = estimates(model, og.rtrl(observed(model)), *case, keys=jax.random.split(jax.random.key(1), 1))
+    >>> bool(jnp.allclose(found.whole, exact(model, *case).whole, atol=1e-6))
     True
     """
-    warmup = positive_int("warmup", warmup, least=0)
-    steps = jax.tree.leaves(ys)[0].shape[0] - warmup
-    if steps < max(lags, 1):
-        raise ValueError(f"after {warmup} steps of warm-up {max(lags, 1)} or more are needed, got {steps}")
+    warmup, steps = _lengths(ys, warmup, lags)
+    before = _trajectory(model, params, hidden, xs)
     layout = flatten(params)
-    vector = lambda tree: layout.split(tree)[0]
-
-    def move(h, x):
-        return model.transition(params, h, x), h
-
-    before = jax.lax.scan(move, hidden, xs)[1]  # h_{t-1}
-    part = lambda begin, end: jax.tree.map(lambda leaf: leaf[begin:end], (xs, before, ys))
-    x, h_tm1, y = part(warmup, warmup + steps)
-    clock = jnp.arange(steps, dtype=jnp.int32)
-    every = jnp.ones(steps, layout.dtype)
+    part = lambda tree, begin, end: jax.tree.map(lambda leaf: leaf[begin:end], tree)
+    first = lambda tree, at: jax.tree.map(lambda leaf: leaf[at], tree)
 
     def begun(key):
         """The estimator's state before the stretch."""
         if estimator.flush is not None or warmup < window:
-            return estimator.init(params, jax.tree.map(lambda leaf: leaf[0], h_tm1), key=key)
-        x, h_tm1_, y = part(warmup % window, warmup)
-        state = estimator.init(params, jax.tree.map(lambda leaf: leaf[0], h_tm1_), key=key)
-        never, one = (jnp.full(warmup - warmup % window, value) for value in (False, layout.dtype.type(1)))
-        parts = segments((x, never, h_tm1_), (y, one), window)
+            return estimator.init(params, first(before, warmup), key=key)
+        begin = warmup % window
+        state = estimator.init(params, first(before, begin), key=key)
+        never, one = jnp.zeros(warmup - begin, bool), jnp.ones(warmup - begin, layout.dtype)
+        x, h_tm1, y = part((xs, before, ys), begin, warmup)
+        parts = segments((x, never, h_tm1), (y, one), window)
         return jax.lax.scan(lambda state, xy: (estimator.update(state, params, *xy)[0], None), state, parts)[
             0
         ]
 
     states = jax.vmap(begun)(keys)
+    x, h_tm1, y = part((xs, before, ys), warmup, None)
 
-    def compared(cut, weights):
-        """Draws and exact gradient with the memory cut before step `cut` of the stretch."""
-        inputs, targets = (x, clock == cut, h_tm1), (y, weights)
+    def at(cut, weights):
+        data = (x, jnp.arange(steps) == cut, h_tm1), (y, weights)
+        total = jax.vmap(lambda state: gradient_sum(estimator, state, params, *data, window=window)[0])(
+            states
+        )
+        return jax.vmap(lambda tree: layout.split(tree)[0])(total)
 
-        def drawn(state):
-            return vector(gradient_sum(estimator, state, params, inputs, targets, window=window)[0])
+    return _gradients(at, steps, lags, layout.dtype)
 
+
+def exact(
+    model: Model,
+    params: PyTree,
+    hidden: PyTree,
+    xs: PyTree,
+    ys: PyTree,
+    *,
+    warmup: int = 0,
+    lags: int = 0,
+) -> Gradients:
+    """The exact gradients of one stretch, by `jax.grad`; arguments as in `estimates`.
+
+    Returns:
+        `Gradients` with whole [p] and by_lag [lags, p].
+    """
+    warmup, steps = _lengths(ys, warmup, lags)
+    before = _trajectory(model, params, hidden, xs)
+    x, h_tm1, y = jax.tree.map(lambda leaf: leaf[warmup:], (xs, before, ys))
+    layout, wrapped = flatten(params), observed(model)
+
+    def at(cut, weights):
         def loss(params):
             def step(h, xy):
-                (x, cut, begin), (y, weight) = xy
-                h = model.transition(params, jax.tree.map(lambda b, h: jnp.where(cut, b, h), begin, h), x)
-                return h, weight * model.loss(params, h, y)[0]
+                h = wrapped.transition(params, h, xy[0])
+                return h, wrapped.loss(params, h, xy[1])[0]
 
-            first = jax.tree.map(lambda leaf: leaf[0], h_tm1)
-            return jnp.sum(jax.lax.scan(step, first, (inputs, targets))[1])
+            data = (x, jnp.arange(steps) == cut, h_tm1), (y, weights)
+            return jnp.sum(jax.lax.scan(step, jax.tree.map(lambda leaf: leaf[0], h_tm1), data)[1])
 
-        total = Gradients(jax.vmap(drawn)(states), vector(jax.grad(loss)(params)))
-        return jax.tree.map(lambda g: g / jnp.sum(weights), total)
+        return layout.split(jax.grad(loss)(params))[0]
 
-    whole = compared(0, every)
-    if not lags:
-        return whole, None
-    last = (clock == steps - 1).astype(every.dtype)
-    reaching = jax.lax.map(lambda lag: compared(steps - 1 - lag, last), clock[:lags])
+    return _gradients(at, steps, lags, layout.dtype)
+
+
+def _lengths(ys: PyTree, warmup: int, lags: int) -> tuple[int, int]:
+    """The steps of the warm-up and of the stretch."""
+    warmup, least = positive_int("warmup", warmup, least=0), max(positive_int("lags", lags, least=0), 1)
+    steps = jax.tree.leaves(ys)[0].shape[0] - warmup
+    if steps < least:
+        raise ValueError(f"after {warmup} steps of warm-up {least} or more are needed, got {steps}")
+    return warmup, steps
+
+
+def _trajectory(model: Model, params: PyTree, hidden: PyTree, xs: PyTree) -> PyTree:
+    """h_{t-1} for every step."""
+    return jax.lax.scan(lambda h, x: (model.transition(params, h, x), h), hidden, xs)[1]
+
+
+def _gradients(at: Callable, steps: int, lags: int, dtype) -> Gradients:
+    """From `at`: (cut, weights [steps]) -> the gradient of the weighted sum of losses back to step `cut`."""
+    last = jnp.zeros(steps, dtype).at[-1].set(1)
+    cuts = jnp.array([0, *range(steps - 1, steps - 1 - lags, -1)])
+    weights = jnp.stack([jnp.full(steps, 1 / steps, dtype), *[last] * lags])
+    found = jax.lax.map(lambda each: at(*each), (cuts, weights))
     # credit that reaches back to a lag, less what reaches back one step less, with the same noise
-    difference = lambda g: jnp.diff(g, axis=0, prepend=jnp.zeros_like(g[:1]))
-    return whole, jax.tree.map(difference, reaching)
+    return Gradients(found[0], jnp.diff(found[1:], axis=0, prepend=jnp.zeros_like(found[:1])))
 
 
-def quality(draws: np.ndarray, exact: np.ndarray, groups: Sequence[slice] = (slice(None),)) -> Quality:
+def quality(draws: np.ndarray, exact: np.ndarray, groups: Sequence = (slice(None),)) -> Quality:
     """What an estimator's draws are worth, for groups of parameters.
 
     Args:
         draws: [cases, keys, p]; one key is enough where nothing is random.
         exact: [cases, p].
-        groups: slices of the p parameters, such as `leaf_slices` gives; by default all.
+        groups: indices into the p parameters, such as the slices of `leaf_slices`; by default all.
 
     Returns:
         A `Quality`. A group whose exact gradient is zero gives nan where it divides by it.
@@ -272,10 +300,12 @@ def decrease(
 
         return jnp.mean(jax.vmap(stretch)(hidden, xs, ys))
 
+    def along(g):
+        grad, product = jax.jvp(jax.grad(mean_loss), (theta,), (g,))
+        return g @ grad, g @ product
+
     theta = vector(params)
-    slope, curvature = jax.lax.map(
-        lambda g: (g @ (products := jax.jvp(jax.grad(mean_loss), (theta,), (g,)))[0], g @ products[1]), draws
-    )
+    slope, curvature = jax.lax.map(along, draws)
     first, bend = jnp.mean(slope), jnp.mean(curvature)
     best = jnp.where(bend > 0, jnp.maximum(first, 0) ** 2 / (2 * bend), jnp.inf)
     return Decrease(rate * first, rate * first - rate**2 * bend / 2, best)

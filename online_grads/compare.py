@@ -1,0 +1,274 @@
+"""Compare the gradients of all estimators of a config at points of a training, each network frozen there."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from online_grads.analysis import analyse
+from online_grads.assembly import Start, estimator_of, model_of, x64
+from online_grads.config import CompareConfig, Config, EstimatorConfig
+from online_grads.diagnostics import (
+    Decrease,
+    Gradients,
+    Quality,
+    decrease,
+    estimates,
+    exact,
+    leaf_slices,
+    observed,
+    quality,
+)
+from online_grads.estimators.registry import ESTIMATORS
+from online_grads.experiment import begin, trainer
+from online_grads.run import spans
+from online_grads.tables import ConfigError
+from online_grads.tasks import Task
+from online_grads.types import Model, PyTree
+
+THROUGH = "through the state"  # the parameters that the transition uses
+ESTIMATES = 32  # estimates per network whose loss decrease is averaged: each costs a product with the Hessian
+
+
+class Compared(NamedTuple):
+    """One estimator; its lists have one entry per point of the training."""
+
+    config: EstimatorConfig
+    quality: list[Quality]  # for the groups of parameters
+    decrease: list[Decrease]  # mean over networks, at the estimator's first learning rate; numbers
+    unit: np.ndarray  # [cases, p] at the last point: the mean of g/|g| over the draws, first group
+    draws: int
+    credit: "Credit | None"  # at the last point
+
+
+class Credit(NamedTuple):
+    """How much of the gradient due to each lag is recovered: ⟨ĉ, c⟩ / |c|², sums over cases."""
+
+    fraction: np.ndarray  # [lags]
+    error: np.ndarray  # [lags] its standard error over cases
+    weight: np.ndarray  # [lags] |c|, as a share of the largest
+
+
+class Comparison(NamedTuple):
+    """What `online-grads compare` found."""
+
+    config: Config
+    task: Task
+    at: tuple[int, ...]  # steps of the training
+    groups: tuple[str, ...]  # of parameters: those that act through the state, all, then each leaf
+    rows: tuple[Compared, ...]
+    alignment: np.ndarray  # [1 + rows, 1 + rows] at the last point, first group; the exact gradient first
+
+
+def compare(config: Config, *, progress: bool = False) -> Comparison:
+    """Compare all estimators' gradients with the exact one and with one another.
+
+    The networks are those of the seeds, trained by one of the estimators; at each point of the training
+    they are frozen and read the next `streams` stretches of their streams.
+
+    Args:
+        config: what to compare; see [compare] in `online_grads.config.SCHEMA`.
+        progress: show a bar.
+
+    Returns:
+        A `Comparison`.
+
+    Raises:
+        ConfigError: a task, cell or estimator refuses its options or the model, or a window does not
+            divide the steps of a stretch.
+
+    >>> from online_grads.config import parse
+    >>> found = compare(parse({
+    ...     "task": {"name": "add"},
+    ...     "model": {"cell": "vanilla_rnn", "hidden": 8},
+    ...     "run": {"steps": 100},
+    ...     "optimizer": {"name": "sgd", "learning_rate": 1e-4},
+    ...     "estimator": [{"name": "rtrl"}, {"name": "tbptt", "window": 5}],
+    ...     "compare": {"streams": 2},
+    ... }))
+    >>> [bool(row.quality[0].alignment[0] > 0.999) for row in found.rows]
+    [True, False]
+    """
+    chosen = config.compare
+    (by,) = (row for row in config.estimators if row.label == chosen.by)
+    for row in config.estimators:
+        _whole(config, row, chosen.steps, "steps")
+    for at in chosen.at:
+        _whole(config, by, at, "at")
+    with x64(config.run.precision == "float64"):
+        task, model, starts = begin(config)
+        starts = jax.tree.map(lambda leaf: leaf[: config.run.seeds], starts)
+        drawn = [_drawing(config, task, model, row, i) for i, row in enumerate(config.estimators)]
+        truth, step = _exact(chosen, model), _step(chosen, model)
+        found: list[list[_Point]] = [[] for _ in drawn]
+        for params, streams in _training(config, task, model, starts, by):
+            arguments = (params, starts, *_stretches(chosen, task, streams))
+            e = truth(*arguments)
+            for row, draw, points in zip(config.estimators, drawn, found, strict=True):
+                g = draw(*arguments)
+                expected = step(*arguments, g.whole, row.optimizer.learning_rate[0])
+                points.append(_point(g, e, expected))
+        groups = _groups(model)
+    rows = [_row(*each, groups) for each in zip(config.estimators, found, strict=True)]
+    matrix = _matrix(rows, found[0][-1].exact[:, groups[THROUGH]])
+    return Comparison(config, task, chosen.at, tuple(groups), tuple(rows), matrix)
+
+
+class _Point(NamedTuple):
+    """One estimator at one point of the training; a case is a network and a stretch."""
+
+    draws: np.ndarray  # [cases, keys, p]
+    exact: np.ndarray  # [cases, p]
+    decrease: Decrease
+    credit: np.ndarray | None  # [cases, lags, p] mean over the draws
+    due: np.ndarray  # [cases, lags, p] exact
+
+
+def _whole(config: Config, row: EstimatorConfig, steps: int, key: str) -> None:
+    if steps % row.window:
+        raise ConfigError(
+            f"{config.source}: compare.{key}: {row.label} has a window of {row.window} steps, "
+            f"which does not divide {steps}"
+        )
+
+
+def _training(
+    config: Config, task: Task, model: Model, starts: Start, by: EstimatorConfig
+) -> Iterator[tuple[PyTree, PyTree]]:
+    """(parameters, streams), every leaf [seeds, ...], at each point of the training."""
+    rate = dataclasses.replace(by.optimizer, learning_rate=by.optimizer.learning_rate[:1])
+    steps = max(*config.compare.at, by.window)
+    chosen = dataclasses.replace(by, seeds=config.run.seeds, optimizer=rate, steps=steps)
+    trained = trainer(config, task, model, starts, chosen)
+    state, done = trained.init(starts), 0
+    for at in config.compare.at:
+        for _, length in spans(at - done, by.window, config.run.chunk) if at > done else ():
+            state, *_ = trained.advance(state, length)
+        done = at
+        # copied, as the next advance donates them
+        yield jax.tree.map(lambda leaf: jnp.copy(leaf[0]), (state[0].params, state[1]))
+
+
+def _stretches(chosen: CompareConfig, task: Task, streams: PyTree) -> tuple[PyTree, PyTree]:
+    """(xs, ys), every leaf [seeds, streams, warmup + steps, ...]: what comes next in the streams."""
+    length = chosen.warmup + chosen.steps
+    draw = jax.vmap(lambda stream: task.draw(stream, chosen.streams * length)[1])
+    data = jax.jit(draw)(streams)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, chosen.streams, length, *leaf.shape[2:]), data)
+
+
+def _drawing(config: Config, task: Task, model: Model, row: EstimatorConfig, index: int) -> Callable:
+    """(params, starts, xs, ys) -> `Gradients` of an estimator, [seeds, streams, ...]."""
+    chosen, wrapped = config.compare, observed(model_of(config, task, row) if row.model else model)
+    estimator = estimator_of(config, row, wrapped)
+    keys = chosen.keys if ESTIMATORS[row.name].stochastic else 1
+    # a critic adds up all the losses to come: no lag of it can be told apart
+    lags = 0 if row.name == "dni" else chosen.lags
+    settings = {"warmup": chosen.warmup, "window": row.window, "lags": lags}
+
+    def network(params, start, xs, ys):
+        # other noise than the training's, and than other estimators'
+        noise = jax.random.split(jax.random.fold_in(start.key, index + 1), (chosen.streams, keys))
+        one = lambda xs, ys, keys: estimates(
+            model, estimator, params, start.hidden, xs, ys, keys=keys, **settings
+        )
+        return jax.vmap(one)(xs, ys, noise)
+
+    return _over_networks(network)
+
+
+def _exact(chosen: CompareConfig, model: Model) -> Callable:
+    """(params, starts, xs, ys) -> the exact `Gradients`, [seeds, streams, ...]."""
+
+    def network(params, start, xs, ys):
+        one = lambda xs, ys: exact(
+            model, params, start.hidden, xs, ys, warmup=chosen.warmup, lags=chosen.lags
+        )
+        return jax.vmap(one)(xs, ys)
+
+    return _over_networks(network)
+
+
+def _step(chosen: CompareConfig, model: Model) -> Callable:
+    """(params, starts, xs, ys, draws, rate) -> the mean `Decrease`."""
+
+    def network(rate, params, start, xs, ys, draws):
+        part = lambda begin, end: jax.tree.map(lambda leaf: leaf[:, begin:end], (xs, ys))
+        settle = lambda xs: jax.lax.scan(
+            lambda h, x: (model.transition(params, h, x), None), start.hidden, xs
+        )[0]
+        settled = jax.vmap(settle)(part(0, chosen.warmup)[0])
+        return decrease(model, params, settled, *part(chosen.warmup, None), draws, rate)
+
+    compiled = jax.jit(lambda rate, *arguments: jax.lax.map(lambda each: network(rate, *each), arguments))
+
+    def step(params, starts, xs, ys, draws, rate):
+        draws = draws.reshape(len(draws), -1, draws.shape[-1])
+        some = draws[:, :: -(-draws.shape[1] // ESTIMATES)]
+        return Decrease(*(float(value.mean()) for value in compiled(rate, params, starts, xs, ys, some)))
+
+    return step
+
+
+def _over_networks(network: Callable) -> Callable:
+    """One network after another: their influences need not all fit into memory."""
+    return jax.jit(lambda *arguments: jax.lax.map(lambda each: network(*each), arguments))
+
+
+def _point(found: Gradients, truth: Gradients, expected: Decrease) -> _Point:
+    cases = lambda leaf: np.concatenate(np.asarray(leaf, np.float64))  # networks and stretches
+    by_lag = cases(found.by_lag)  # [cases, lags, keys, p]
+    credit = by_lag.mean(axis=2) if by_lag.shape[1] else None
+    return _Point(cases(found.whole), cases(truth.whole), expected, credit, cases(truth.by_lag))
+
+
+def _groups(model: Model) -> dict[str, np.ndarray]:
+    """Groups of the p entries of a gradient, as indices."""
+    found = analyse(model, allow_unused=True)
+    leaves = {name: np.r_[entries] for name, entries in leaf_slices(found.params).items()}
+    through = [list(leaves.values())[number] for number in found.moving]
+    return {THROUGH: np.concatenate(through), "all": np.concatenate([*leaves.values()]), **leaves}
+
+
+def _row(config: EstimatorConfig, points: list[_Point], groups: dict[str, np.ndarray]) -> Compared:
+    last, through = points[-1], groups[THROUGH]
+    return Compared(
+        config,
+        [quality(point.draws, point.exact, [*groups.values()]) for point in points],
+        [point.decrease for point in points],
+        _unit(last.draws[..., through]).mean(axis=1),
+        last.draws.shape[1],
+        # the readout has a part in lag 0 that is no credit through the state
+        None if last.credit is None else _credit(last.credit[..., through], last.due[..., through]),
+    )
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / np.where(length > 0, length, 1)
+
+
+def _credit(found: np.ndarray, due: np.ndarray) -> Credit:
+    """From what is found and what is due, [cases, lags, p]."""
+    product, square = np.sum(found * due, axis=-1), np.sum(due**2, axis=-1)  # [cases, lags]
+    cases, total = len(due), square.sum(axis=0)
+    with np.errstate(all="ignore"):  # nan where nothing is due
+        fraction = product.sum(axis=0) / total
+        error = (
+            np.sqrt(np.sum((product - fraction * square) ** 2, axis=0) * cases / max(cases - 1, 1)) / total
+        )
+    size = np.sqrt(total)
+    return Credit(fraction, error, size / max(size.max(), np.finfo(float).tiny))
+
+
+def _matrix(rows: list[Compared], exact: np.ndarray) -> np.ndarray:
+    """Mean alignment of each estimate with each, the exact gradient first; all noise is independent."""
+    units = np.stack([_unit(exact), *(row.unit for row in rows)])
+    matrix = np.einsum("acp,bcp->ab", units, units) / len(exact)
+    for i, row in enumerate(rows, 1):
+        if row.draws > 1:  # |Σ u|² counts each draw with itself, too
+            matrix[i, i] = (row.draws * matrix[i, i] - 1) / (row.draws - 1)
+    return matrix
