@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         "run",
         help="train every estimator of a config and compare them",
         description="Train every estimator of a config on every seed; print a table, write summary.json, "
-        "metrics.npz and curves.png.",
+        "metrics.npz and the learning curves, and with a curriculum its level, as PNG and PDF.",
         epilog=f"{config.SCHEMA}\n{_names()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -14,7 +14,7 @@ import numpy as np
 
 from online_grads.config import OWN_OPTIMIZERS
 from online_grads.experiment import Report, Result
-from online_grads.plots import Curve, learning_curves, replace, save
+from online_grads.plots import Curve, learning_curves, level_curves, replace, save
 from online_grads.scores import best, diverged, never_advanced, scores
 
 NOTE = """\
@@ -102,11 +102,28 @@ def curves(report: Report) -> list[Curve]:
     return found
 
 
-def write(report: Report, folder: Path) -> None:
-    """Write summary.json, metrics.npz, curves.png and curves.pdf, each complete or not at all.
+def levels(report: Report) -> list[Curve]:
+    """How far a curriculum has come with all estimators, each at its best learning rate."""
+    return [
+        Curve(
+            result.config.label,
+            result.levels.steps,
+            result.levels.reached[best(result)],
+            np.zeros(result.config.seeds, bool),  # a level is one, whatever becomes of the loss
+            result.config.name,
+        )
+        for result in report.results
+        if result.levels is not None
+    ]
 
-    metrics.npz holds for every estimator `<label>/loss`, `<label>/finite` and `<label>/grad_norm`, each
-    [learning rates, seeds, updates], and `<label>/step`, the stream steps that each update ends on.
+
+def write(report: Report, folder: Path) -> None:
+    """Write summary.json, metrics.npz and the figure curves, each complete or not at all.
+
+    Figures are written as PNG and PDF; with a curriculum there is a second one, level. metrics.npz holds
+    for every estimator `<label>/loss`, `<label>/finite` and `<label>/grad_norm`, each [learning rates,
+    seeds, updates], and `<label>/step`, the stream steps that each update ends on; with a curriculum
+    `<label>/level` [learning rates, seeds, 1 + chunks] and `<label>/level_step` too.
     """
     text = json.dumps(summary(report), indent=2, ensure_ascii=False, allow_nan=False)
     replace(folder / "summary.json", text.encode())
@@ -116,16 +133,22 @@ def write(report: Report, folder: Path) -> None:
             arrays[f"{result.config.label}/{name}"] = getattr(result, name)
         steps = result.config.window * np.arange(1, result.loss.shape[-1] + 1)
         arrays[f"{result.config.label}/step"] = steps
+        if result.levels is not None:
+            arrays[f"{result.config.label}/level"] = result.levels.reached
+            arrays[f"{result.config.label}/level_step"] = result.levels.steps
     np.savez(packed := io.BytesIO(), **arrays)
     replace(folder / "metrics.npz", packed.getbuffer())
+    title = report.config.task.name.replace("_", " ")
     figure = learning_curves(
         curves(report),
         xlabel={"steps": "stream steps", "updates": "parameter updates"}[report.config.run.axis],
         ylabel=report.task.unit,
         references=report.task.references,
-        title=report.config.task.name.replace("_", " "),
+        title=title,
     )
     save(figure, folder / "curves")
+    if report.task.level is not None:
+        save(level_curves(levels(report), title=title), folder / "level")
 
 
 def _estimator(result: Result) -> dict[str, Any]:
@@ -143,6 +166,8 @@ def _estimator(result: Result) -> dict[str, Any]:
         "seeds": result.config.seeds,
         "optimizer": dataclasses.asdict(result.config.optimizer),
         "options": result.config.options,
+        "frozen": result.config.frozen,
+        "model": result.config.model,
         "feedback": result.config.feedback,
         **{name: optimizer and dataclasses.asdict(optimizer) for name, optimizer in own.items()},
         "params": jax.tree.map(lambda leaf: leaf[chosen], result.params),
