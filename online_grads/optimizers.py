@@ -77,7 +77,8 @@ def make(
     >>> {name: round(float(update), 3) for name, update in updates.items()}
     {'cell': 0.0, 'readout': -0.1}
     """
-    schedule = lambda count: rate / (1 + chosen.slowdown * jnp.sqrt(jnp.asarray(count * window, jnp.float32)))
+    dtype = jnp.asarray(rate).dtype
+    schedule = lambda count: rate / (1 + chosen.slowdown * jnp.sqrt(window * jnp.asarray(count, dtype)))
     constructor: Callable = getattr(optax, chosen.name)
     optimizer = constructor(schedule if chosen.slowdown else rate, **chosen.options)
     if not frozen:
