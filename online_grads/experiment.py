@@ -134,7 +134,7 @@ def begin(config: Config) -> tuple[Task, Model, Start]:
     """
     task = task_of(config)
     model = model_of(config, task)
-    seeds = config.run.seed + np.arange(max(chosen.seeds for chosen in config.estimators))
+    seeds = config.run.seed + np.arange(max(config.run.seeds, *(row.seeds for row in config.estimators)))
     return task, model, jax.jit(jax.vmap(partial(start, task, model)))(seeds)
 
 
