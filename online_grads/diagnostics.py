@@ -40,8 +40,8 @@ class Quality(NamedTuple):
     With a case's draws g, their mean ḡ and the exact gradient e, and sums over cases:
     """
 
-    alignment: np.ndarray  # mean of ⟨g, e⟩ / (|g| |e|)
-    alignment_se: np.ndarray  # its standard error over cases, nan for one
+    alignment: np.ndarray  # mean of ⟨g, e⟩ / (|g| |e|), 0 where g = 0; cases with e = 0 do not count
+    alignment_se: np.ndarray  # its standard error over these cases, nan for one
     bias: np.ndarray  # √(Σ (|ḡ − e|² − v/keys) / Σ |e|²), v = the draws' variance; 0 if that is negative
     noise: np.ndarray  # √(Σ v/keys / Σ |e|²): a bias below it is not told from 0
     variance: np.ndarray  # Σ v / Σ |e|²
@@ -241,10 +241,11 @@ def _quality(g: np.ndarray, e: np.ndarray) -> tuple[float, ...]:
     square = np.sum(e**2)
     variance = np.sum((g - mean[:, None]) ** 2) / max(keys - 1, 1)
     product = g * e[:, None]
-    cosine = np.mean(product.sum(-1) / np.sqrt((g**2).sum(-1) * (e**2).sum(-1)[:, None]), axis=1)  # [cases]
+    found, due = np.linalg.norm(g, axis=-1), np.linalg.norm(e, axis=-1)
+    cosine = np.mean(product.sum(-1) / np.where(found == 0, 1, found), axis=1)[due > 0] / due[due > 0]
     counted = np.abs(product) > LEAST
     return (
-        cosine.mean(),
+        cosine.sum() / cosine.size,
         cosine.std(ddof=1) / math.sqrt(cosine.size) if cosine.size > 1 else math.nan,
         np.sqrt(np.maximum(np.sum((mean - e) ** 2) - variance / keys, 0) / square),
         np.sqrt(variance / keys / square),
