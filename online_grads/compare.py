@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from online_grads.analysis import analyse
-from online_grads.assembly import Start, estimator_of, model_of, x64
+from online_grads.assembly import Start, blaming, estimator_of, model_of, place, x64
 from online_grads.config import CompareConfig, Config, EstimatorConfig
 from online_grads.diagnostics import (
     Decrease,
@@ -101,7 +101,7 @@ def compare(config: Config, *, progress: bool = False) -> Comparison:
     with x64(config.run.precision == "float64"):
         task, model, starts = begin(config)
         starts = jax.tree.map(lambda leaf: leaf[: config.run.seeds], starts)
-        drawn = [_drawing(config, task, model, row, i) for i, row in enumerate(config.estimators)]
+        drawn = [_drawing(config, task, model, starts, row, i) for i, row in enumerate(config.estimators)]
         truth, step = _exact(chosen, model), _step(chosen, model)
         found: list[list[_Point]] = [[] for _ in drawn]
         for params, streams in _training(config, task, model, starts, by):
@@ -157,13 +157,17 @@ def _stretches(chosen: CompareConfig, task: Task, streams: PyTree) -> tuple[PyTr
     length = chosen.warmup + chosen.steps
     draw = jax.vmap(lambda stream: task.draw(stream, chosen.streams * length)[1])
     data = jax.jit(draw)(streams)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, chosen.streams, length, *leaf.shape[2:]), data)
+    return jax.tree.map(lambda leaf: leaf.reshape(len(leaf), chosen.streams, length, *leaf.shape[2:]), data)
 
 
-def _drawing(config: Config, task: Task, model: Model, row: EstimatorConfig, index: int) -> Callable:
+def _drawing(
+    config: Config, task: Task, model: Model, starts: Start, row: EstimatorConfig, index: int
+) -> Callable:
     """(params, starts, xs, ys) -> `Gradients` of an estimator, [seeds, streams, ...]."""
     chosen, wrapped = config.compare, observed(model_of(config, task, row) if row.model else model)
     estimator = estimator_of(config, row, wrapped)
+    with blaming(config, place(config, row), (ValueError,)):  # a variant may have other parameters
+        jax.eval_shape(jax.vmap(lambda s: estimator.init(s.params, s.hidden, key=s.key)), starts)
     keys = chosen.keys if ESTIMATORS[row.name].stochastic else 1
     # a critic adds up all the losses to come: no lag of it can be told apart
     lags = 0 if row.name == "dni" else chosen.lags
@@ -266,8 +270,9 @@ def _credit(found: np.ndarray, due: np.ndarray) -> Credit:
 
 def _matrix(rows: list[Compared], exact: np.ndarray) -> np.ndarray:
     """Mean alignment of each estimate with each, the exact gradient first; all noise is independent."""
-    units = np.stack([_unit(exact), *(row.unit for row in rows)])
-    matrix = np.einsum("acp,bcp->ab", units, units) / len(exact)
+    units = np.stack([_unit(exact), *(row.unit for row in rows)])[:, exact.any(axis=-1)]
+    with np.errstate(all="ignore"):  # nan where no case has a gradient
+        matrix = np.einsum("acp,bcp->ab", units, units) / np.float64(units.shape[1])
     for i, row in enumerate(rows, 1):
         if row.draws > 1:  # |Σ u|² counts each draw with itself, too
             matrix[i, i] = (row.draws * matrix[i, i] - 1) / (row.draws - 1)
