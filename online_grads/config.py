@@ -261,13 +261,15 @@ def _compare(section: Section, estimators: tuple[EstimatorConfig, ...]) -> Compa
         at=section.take("at", tuple[int, ...], (0,)),
         streams=section.positive("streams", 8),
         keys=section.positive("keys", 16),
-        warmup=section.positive("warmup", 100),
+        warmup=section.take("warmup", int, 100),
         steps=section.positive("steps", 20),
         lags=section.take("lags", int, 0),
     )
     section.end()
     if not compare.at or list(compare.at) != sorted(set(compare.at)) or compare.at[0] < 0:
         raise section.error("at", f"expected steps ≥ 0 in ascending order, got {list(compare.at)}")
+    if compare.warmup < 0:
+        raise section.error("warmup", f"must be at least 0, got {compare.warmup}")
     if not 0 <= compare.lags <= compare.steps:
         raise section.error("lags", f"expected 0 to {compare.steps}, the steps, got {compare.lags}")
     return compare
