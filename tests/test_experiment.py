@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from online_grads import Model, learner, losses, memory, rtrl, scan, tasks
+from online_grads import Model, learner, losses, memory, rtrl, scan, tasks, tbptt
 from online_grads.config import ConfigError, EstimatorConfig, OptimizerConfig, parse
-from online_grads.experiment import Result, train
-from online_grads.scores import best, diverged, scores
+from online_grads.experiment import Levels, Report, Result, begin, train
+from online_grads.report import table
+from online_grads.scores import best, diverged, never_advanced, scores
 
 
 def toy(*, spoil=lambda bit, step, x: x, dtype=None):
@@ -210,3 +211,200 @@ def test_feedback_and_inner_optimizer_reach_the_estimator():
     assert all(np.isfinite(loss).all() for loss in losses)
     for i, one in enumerate(losses):
         assert not any(np.allclose(one, other, rtol=1e-9) for other in losses[i + 1 :])
+
+
+TINY = {"cell": "vanilla_rnn", "hidden": 1}  # of so few parameters that the final ones are reported
+
+
+def test_frozen_parameters_keep_their_values():
+    held = {"name": "rtrl", "label": "held", "frozen": ["cell.W_rec", "readout"]}
+    config = settings("rtrl", held, task="add", model=TINY, seeds=2, rates=(0.1, 1.0))
+    initial = jax.device_get(begin(config)[2].params)
+    free, frozen = (result.params for result in train(config).results)
+    for section, name, kept in [("cell", "W_rec", True), ("readout", "W", True), ("cell", "W_in", False)]:
+        same = (frozen[section][name] == initial[section][name]).all()
+        assert same == kept
+        assert (free[section][name] != initial[section][name]).all()
+    unknown = settings("rtrl", {"name": "tbptt", "frozen": ["cell.W_out"]}, task="add", model=TINY)
+    message = "here.toml: estimator.1 (tbptt): no parameter is called 'cell.W_out'; the parameters are cell."
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        train(unknown)
+    everything = settings({"name": "tbptt", "frozen": ["cell", "readout"]}, task="add", model=TINY)
+    with pytest.raises(ConfigError, match=r"estimator.0 \(tbptt\): cell, readout are all the parameters"):
+        train(everything)
+
+
+def test_the_rate_slows_down_with_the_steps_of_the_stream():
+    own = {"name": "tbptt", "window": 2, "optimizer": {"slowdown": 0.5}}
+    (result,) = train(settings(own, updates=6, rates=(0.3,), chunk=4)).results
+    task = toy(dtype=jnp.float64)
+    for_model, for_stream, _ = jax.random.split(jax.random.key(0), 3)
+    w, h = task.model.init(for_model)
+    _, (xs, ys) = task.draw(task.init(for_stream), 12)
+    estimator = tbptt(task.model)
+    state, update = estimator.init(w, h, key=for_model), jax.jit(estimator.update)
+    for t in range(0, 12, 2):
+        state, estimate = update(state, w, xs[t : t + 2], ys[t : t + 2])
+        w = w - 0.3 / (1 + 0.5 * t**0.5) * estimate.grads
+    np.testing.assert_allclose(result.params[0, 0], w, rtol=1e-12)
+
+
+def test_a_score_is_shown_in_place_of_the_loss(monkeypatch):
+    def scored(**options):
+        task = toy(**options)
+        loss = lambda w, h, y: (task.model.loss(w, h, y)[0], {"said": w * h})
+        score = lambda outputs, y: jnp.abs(outputs["said"] - y)
+        return task._replace(model=task.model._replace(loss=loss), score=score)
+
+    row = {"name": "tbptt", "window": 3}
+    (plain,) = train(settings(row, seeds=2)).results
+    monkeypatch.setitem(tasks.TASKS, "toy", scored)
+    (result,) = train(settings(row, seeds=2)).results
+    # what is learned is the loss
+    np.testing.assert_allclose(result.params, plain.params, rtol=1e-12)
+    np.testing.assert_allclose(result.grad_norm, plain.grad_norm, rtol=1e-12)
+    task = toy(dtype=jnp.float64)
+    for_model, for_stream, _ = jax.random.split(jax.random.key(1), 3)
+    w, h = task.model.init(for_model)
+    _, (xs, ys) = task.draw(task.init(for_stream), 3)
+    by_hand = []
+    for x, y in zip(xs, ys, strict=True):
+        h = task.model.transition(w, h, x)
+        by_hand.append(abs(w * h - y))
+    assert result.loss[0, 1, 0] == pytest.approx(10 * np.mean(by_hand))
+
+
+def test_resets_reach_the_model(monkeypatch):
+    """A stream that begins anew at every step has no past to differ by."""
+
+    def forgetful(every):
+        def make(**options):
+            task = toy(**options)
+
+            def draw(state, length):
+                steps = state[1] + jnp.arange(length, dtype=jnp.int32)
+                state, (xs, ys) = task.draw(state, length)
+                return state, ((xs, steps % every == 0), ys)
+
+            return task._replace(draw=draw, resets=True)
+
+        return make
+
+    for every, same in ((1, True), (7, False)):
+        monkeypatch.setitem(tasks.TASKS, "toy", forgetful(every))
+        exact, cut = train(settings("rtrl", "tbptt", chunk=10)).results
+        assert np.allclose(exact.loss, cut.loss, rtol=1e-9) == same
+        assert np.isfinite(exact.loss).all()
+
+
+def climbing(*, limit: float = 0.05, dtype=None):
+    """A toy whose inputs grow by half with each level; a chunk with little loss leads to the next."""
+    task = toy(dtype=dtype)
+
+    def draw(state, length):
+        (key, step), level = state
+        (key, step), (xs, ys) = task.draw((key, step), length)
+        xs = xs * (1 + level.astype(xs.dtype) / 2)
+        return ((key, step), level), (xs, ys)
+
+    def adapt(state, ys, losses):
+        rises = jnp.mean(losses) < limit
+        return state[0], state[1] + rises.astype(jnp.int32)
+
+    return task._replace(
+        init=lambda key: (task.init(key), jnp.zeros((), jnp.int32)),
+        draw=draw,
+        adapt=adapt,
+        level=lambda state: state[1],
+    )
+
+
+def test_a_curriculum_is_one_for_each_rate_and_seed(monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "toy", climbing)
+    row = {"name": "tbptt", "window": 2}
+    (both,) = train(settings(row, rates=(0.0, 1.0), seeds=4, chunk=12)).results
+    assert both.levels.steps.tolist() == [0, 12, 24, 36, 48, 60]
+    assert both.levels.reached.shape == (2, 4, 6)
+    # each chunk of six updates, in the units of the loss itself
+    easy = (both.loss / 10).reshape(2, 4, 5, 6).mean(axis=-1) < 0.05
+    rises = np.diff(both.levels.reached, axis=-1)
+    np.testing.assert_array_equal(rises, easy)
+    assert not both.levels.reached[..., 0].any()
+    ends = both.levels.reached[..., -1]
+    assert len(set(ends[0])) > 1  # of seeds
+    assert (ends[0] != ends[1]).any()  # of rates
+    (alone,) = train(settings(row, rates=(1.0,), seed=2, chunk=12)).results
+    np.testing.assert_array_equal(alone.levels.reached[0, 0], both.levels.reached[1, 2])
+    np.testing.assert_allclose(alone.loss[0, 0], both.loss[1, 2], rtol=1e-12)
+
+
+def test_a_lane_of_a_curriculum_that_diverges_is_alone(monkeypatch):
+    monkeypatch.setitem(tasks.TASKS, "toy", climbing)
+    (alone,) = train(settings("tbptt", rates=(0.5,), seeds=2, chunk=10)).results
+    report = train(settings("tbptt", rates=(1e308, 0.5), seeds=2, chunk=10))
+    (both,) = report.results
+    assert report.failure is None
+    assert not both.finite[0].all()
+    np.testing.assert_array_equal(both.levels.reached[1], alone.levels.reached[0])
+    np.testing.assert_allclose(both.loss[1], alone.loss[0], rtol=1e-12)
+    assert scores(both)[0].diverged == 2
+    # where the loss is not a number nothing is below the limit
+    gone = np.isnan(both.loss[0]).reshape(2, 3, 10).any(axis=-1)
+    assert gone.any()
+    assert not np.diff(both.levels.reached[0], axis=-1)[gone].any()
+
+
+def test_the_levels_of_a_curriculum_that_ends_early(monkeypatch):
+    def spoilt(**options):
+        task = climbing(limit=1e9, **options)
+
+        def draw(state, length):
+            step = state[0][1] + jnp.arange(length, dtype=jnp.int32)
+            state, (xs, ys) = task.draw(state, length)
+            return state, (jnp.where(step == 25, jnp.nan, xs), ys)
+
+        return task._replace(draw=draw)
+
+    monkeypatch.setitem(tasks.TASKS, "toy", spoilt)
+    report = train(settings("tbptt", chunk=10))
+    assert report.failure == "tbptt: xs is not finite at step 25 of the stream"
+    (result,) = report.results
+    assert result.levels.steps.tolist() == [0, 10, 20]
+    assert result.levels.reached.tolist() == [[[0, 1, 2]]]
+
+
+def levelled(reached, loss=None, rates=(0.1, 0.2)):
+    reached = np.asarray(reached)
+    found = result(np.tile(FALLING, (*reached.shape[:2], 1)) if loss is None else loss, rates)
+    return found._replace(levels=Levels(np.arange(reached.shape[-1]), reached))
+
+
+def test_scores_of_a_curriculum():
+    found = levelled([[[1, 2], [1, 6]], [[1, 5], [1, 5]]])
+    assert [(score.level, score.level_se) for score in scores(found)] == [(4.0, 2.0), (5.0, 0.0)]
+    assert scores(levelled([[[1, 2]]], rates=(0.1,)))[0].level_se is None
+    assert scores(result([[FALLING]], (0.1,)))[0].level is None
+    # longer tasks cost more: the level comes before the loss, after the seeds that diverged
+    assert best(levelled([[[1, 2]], [[1, 5]]], [[FALLING], [FALLING + 9]])) == 1
+    assert best(levelled([[[1, 5]], [[1, 5]]], [[FALLING + 9], [FALLING]])) == 1
+    assert best(levelled([[[1, 5]], [[1, 2]]], [[LOST], [FALLING]])) == 1
+    # and a loss that rises with the level is no divergence
+    assert best(levelled([[[1, 5]], [[1, 2]]], [[FALLING[::-1]], [FALLING]])) == 0
+
+
+def test_a_curriculum_that_never_advanced_is_named():
+    stuck, moved = levelled([[[3, 3], [3, 3]]] * 2), levelled([[[3, 3], [3, 3]], [[3, 3], [3, 4]]])
+    assert never_advanced(stuck)
+    assert not never_advanced(moved)
+    assert not never_advanced(result([[FALLING]], (0.1,)))
+    task = climbing(dtype=jnp.float64)
+    named = moved._replace(config=EstimatorConfig("uoro", "noisy", 1, 20, 2, moved.config.optimizer, {}))
+    said = table(Report(settings("rtrl"), task, (stuck, named), None))
+    assert "the curriculum never advanced with rtrl:" in " ".join(said.split())
+    lines = said.splitlines()
+    assert lines[0].endswith("level reached")
+    assert lines[1].endswith("3 ± 0")
+    assert lines[2].endswith("3.5 ± 0.5")
+    assert "never advanced" not in table(Report(settings("rtrl"), task, (named,), None))
+    plain = table(Report(settings("rtrl"), toy(dtype=jnp.float64), (result([[FALLING]], (0.1,)),), None))
+    assert "level" not in plain
