@@ -49,7 +49,7 @@ def refused(capsys, *arguments):
     return err
 
 
-def test_run_prints_a_table_and_writes_three_files(here, capsys):
+def test_run_prints_a_table_and_writes_its_files(here, capsys):
     assert main(["run", "small.toml", "--set", "run.updates=30", "--set", "estimator.1.updates=20"]) == 0
     out, _ = capsys.readouterr()
     lines = out.splitlines()
@@ -142,6 +142,82 @@ def test_a_diverging_estimator_is_reported(here, capsys):
     cut = json.loads((here / "out" / "summary.json").read_text())["estimators"]["cut"]
     assert cut["diverged"] == 2
     assert cut["loss_last"] is None
+
+
+FAST = """
+[fast.run]
+updates = 4
+[fast.estimator]
+window = 2
+[compare]
+at = [0, 4]
+streams = 2
+warmup = 2
+steps = 4
+keys = 2
+[fast.compare]
+at = [0]
+"""
+
+
+def test_compare_prints_tables_and_writes_its_files(here, capsys):
+    (here / "small.toml").write_text(CONFIG.replace("window = 10", "window = 2") + FAST)
+    assert main(["compare", "small.toml", "--set", "compare.lags=2"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["estimator", "rtrl", "cut"]
+    assert lines[-1] == "written to runs/small-compare"
+    drawn = ("alignment_matrix", "alignment_over_training", "bias_variance", "credit_by_lag")
+    folder = here / "runs" / "small-compare"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["diagnostics.npz", *(f"{name}.{suffix}" for name in drawn for suffix in ("pdf", "png"))]
+    )
+    assert (folder / "bias_variance.png").read_bytes().startswith(b"\x89PNG")
+    packed = np.load(folder / "diagnostics.npz")
+    np.testing.assert_allclose(packed["rtrl/alignment"], 1)
+    assert packed["cut/credit"].shape == (2,)
+    # the fast variant has one point and no lags; --set wins over it
+    assert main(["compare", "small.toml", "--fast", "--out", "out", "--set", "compare.steps=2"]) == 0
+    assert "Gradients of 2 steps after 0 steps of training" in capsys.readouterr().out
+    assert sorted(path.stem for path in (here / "out").glob("*.png")) == ["alignment_matrix", "bias_variance"]
+    error = refused(capsys, "compare", "small.toml", "--out", "out")
+    assert "--out out: not empty, and nothing is overwritten" in error
+
+
+def test_run_in_its_fast_variant(here, capsys):
+    (here / "small.toml").write_text(CONFIG + FAST)
+    assert main(["run", "small.toml", "--fast", "--set", "run.updates=6"]) == 0
+    summary = json.loads((here / "runs" / "small" / "summary.json").read_text())
+    assert [(row["updates"], row["window"]) for row in summary["estimators"].values()] == [(6, 2), (6, 2)]
+    assert summary["config"]["run"]["fast"] is True
+
+
+def test_mistakes_in_a_comparison_are_one_line_and_leave_nothing(here, capsys):
+    assert "the following arguments are required: CONFIG.toml" in refused(capsys, "compare")
+    for item, message in [
+        ("compare.key=3", "small.toml: compare.key: unknown key; did you mean 'keys'? "),
+        ("compare.by=cot", "small.toml: compare.by: unknown name 'cot'; did you mean 'cut'?"),
+        (
+            "compare.steps=15",
+            "small.toml: compare.steps: cut has a window of 10 steps, which does not divide 15",
+        ),
+        ("estimator.0.model={leak=0.5}", "small.toml: estimator.0.model: there is no [model] to lay it over"),
+        ("estimator.0.order=0", "small.toml: estimator.0.order: unknown key"),
+        ("estimator.1.history=-1", "small.toml: estimator.1 (tbptt): history must be at least 0"),
+    ]:
+        assert message in refused(capsys, "compare", "small.toml", "--set", item)
+    assert not list(here.glob("runs/*"))
+
+
+def test_an_interrupted_comparison_leaves_nothing(here, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("online_grads.cli.compare", interrupted)
+    assert main(["compare", "small.toml"]) == 130
+    assert capsys.readouterr().err == "online-grads: interrupted, nothing written\n"
+    assert not list(here.glob("runs/*"))
 
 
 def test_list_shows_the_registry(capsys):

@@ -12,6 +12,7 @@ import pytest
 from online_grads import ESTIMATORS, config
 from online_grads.config import ConfigError, OptimizerConfig, load, parse
 from online_grads.signatures import expected, fits, options
+from online_grads.tables import lay
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TABLES = {
@@ -46,7 +47,9 @@ def test_defaults_and_what_estimators_override():
     read = parse(TABLES)
     assert read.task == config.TaskConfig("add", {"t1": 3})
     assert read.model == config.ModelConfig("vanilla_rnn", (8, 4), {"leak": 0.5})
-    assert read.run == config.RunConfig(seeds=3, seed=0, precision="float32", axis="steps", chunk=4096, fast=False)
+    assert read.run == config.RunConfig(
+        seeds=3, seed=0, precision="float32", axis="steps", chunk=4096, fast=False
+    )
     tbptt, rtrl, uoro = read.estimators
     assert (tbptt.label, tbptt.steps, tbptt.seeds) == ("tbptt(10)", 120, 3)
     assert tbptt.optimizer == config.OptimizerConfig("adam", (0.1, 1.0), {"b1": 0.8})
@@ -60,8 +63,8 @@ def test_defaults_and_what_estimators_override():
     ("path", "value", "message"),
     [
         ("modell", {}, "unknown section [modell]; did you mean 'model'? possible: compare, estimator, "),
-        ("task.name", "ad", "task.name: unknown name 'ad'; did you mean 'add'? possible: add, influence_"),
-        ("task.name", None, "task.name: missing; possible: add, influence_balancing, text"),
+        ("task.name", "ad", "task.name: unknown name 'ad'; did you mean 'add'? possible: add, anbn, "),
+        ("task.name", None, "task.name: missing; possible: add, anbn, "),
         ("task.t3", 1, "task.t3: unknown key; possible: name, repeat, t1, t2"),
         ("task.t1", 1.5, "task.t1: expected an integer, got 1.5"),
         ("task", "add", "task: expected a table, got 'add'"),
@@ -76,7 +79,11 @@ def test_defaults_and_what_estimators_override():
         ("run.steps", 125, "estimator.0.window: 10 does not divide 125 steps; it divides 120 and 130"),
         ("run.steps", None, "estimator.0.steps: missing; give steps or updates, here or in [run]"),
         ("run.seeds", True, "run.seeds: expected an integer, got True"),
-        ("run.stesp", 1, "run.stesp: unknown key; did you mean 'steps'? possible: axis, chunk, fast, precision, "),
+        (
+            "run.stesp",
+            1,
+            "run.stesp: unknown key; did you mean 'steps'? possible: axis, chunk, fast, precision, ",
+        ),
         ("run.precision", "float46", "run.precision: unknown name 'float46'; did you mean 'float64'? "),
         ("run.axis", "time", "run.axis: unknown name 'time'; possible: steps, updates"),
         ("optimizer.name", "adamm", "optimizer.name: unknown name 'adamm'; did you mean 'adam'? possible: "),
@@ -152,7 +159,7 @@ def test_overrides():
         ("run.steps.x=1", "--set run.steps.x=1: run.steps is not a table"),
         (
             "estimator.99.window=1",
-            "--set estimator.99.window=1: the config has 12 estimators, counted from 0",
+            "--set estimator.99.window=1: the config has ",
         ),
         ("run.step=1", "add.toml: run.step: unknown key; did you mean 'steps'?"),
         ("ran.steps=1", "add.toml: unknown section [ran]; did you mean 'run'?"),
@@ -237,3 +244,146 @@ def test_feedback_and_an_estimator_s_own_optimizer():
 def test_mistakes_in_them(row, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         parse(changed("estimator", [row]))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("compare", {"at": []}, "compare.at: expected steps ≥ 0 in ascending order, got []"),
+        ("compare", {"at": [5, 5]}, "compare.at: expected steps ≥ 0 in ascending order, got [5, 5]"),
+        ("compare", {"at": [5, 0]}, "compare.at: expected steps ≥ 0 in ascending order, got [5, 0]"),
+        ("compare", {"at": [-1, 0]}, "compare.at: expected steps ≥ 0 in ascending order, got [-1, 0]"),
+        ("compare", {"at": 5}, "compare.at: expected a list, got 5"),
+        ("compare", {"lags": 21}, "compare.lags: expected 0 to 20, the steps, got 21"),
+        ("compare", {"lags": -1}, "compare.lags: expected 0 to 20, the steps, got -1"),
+        ("compare", {"warmup": -1}, "compare.warmup: must be at least 0, got -1"),
+        ("compare", {"streams": 0}, "compare.streams: must be at least 1, got 0"),
+        ("compare", {"keys": 1.5}, "compare.keys: expected an integer, got 1.5"),
+        ("compare", {"by": "uoro"}, "compare.by: unknown name 'uoro'; possible: noisy, rtrl, tbptt(10)"),
+        ("compare", {"stream": 1}, "compare.stream: unknown key; did you mean 'streams'? possible: at, by, "),
+        ("compare", 3, "compare: expected a table, got 3"),
+        ("estimator.0.frozen", "cell", "estimator.0.frozen: expected a list, got 'cell'"),
+        ("estimator.0.frozen", ["cell", 1], "estimator.0.frozen: expected a list, got ['cell', 1]"),
+        ("estimator.0.model", {"leek": 1}, "estimator.0.model.leek: unknown key; did you mean 'leak'?"),
+        ("estimator.0.model", {"leak": "x"}, "estimator.0.model.leak: expected a number, got 'x'"),
+        ("estimator.0.model", {"hidden": 3}, "estimator.0.model.hidden: unknown key"),
+        ("estimator.0.model", 3, "estimator.0.model: expected "),
+        ("optimizer.slowdown", -0.5, "optimizer.slowdown: expected a number ≥ 0, got -0.5"),
+        ("run.fast", 1, "run.fast: expected true or false, got 1"),
+        ("run.fast", "true", "run.fast: expected true or false, got 'true'"),
+    ],
+)
+def test_mistakes_in_the_newer_keys(path, value, message):
+    with pytest.raises(ConfigError, match="^here.toml: " + re.escape(message)) as caught:
+        parse(changed(path, value), source="here.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_compared_by_default_and_otherwise():
+    found = parse(TABLES).compare
+    assert found == config.CompareConfig("tbptt(10)", (0,), streams=8, keys=16, warmup=100, steps=20, lags=0)
+    given = {"by": "noisy", "at": [0, 30], "streams": 2, "keys": 3, "warmup": 0, "steps": 5, "lags": 5}
+    assert parse(changed("compare", given)).compare == config.CompareConfig(**given | {"at": (0, 30)})
+    for key in (field.name for field in dataclasses.fields(config.CompareConfig)):
+        assert re.search(rf"^  {key}( = \S+)? {{2,}}\S", config.SCHEMA, re.MULTILINE), key
+
+
+def test_variants_and_what_is_frozen():
+    tables = changed("estimator.0.model", {"leak": 0.25})
+    tables["estimator"][1]["frozen"] = ["cell.W_rec", "readout"]
+    varied, frozen, plain = parse(tables).estimators
+    assert varied.model == {"leak": 0.25}
+    assert frozen.frozen == ("cell.W_rec", "readout")
+    assert (plain.model, plain.frozen) == ({}, ())
+    del tables["model"]
+    with pytest.raises(ConfigError, match=r"estimator.0.model: there is no \[model\] to lay it over"):
+        parse(tables)
+    assert parse(changed("optimizer.slowdown", 0.5)).estimators[0].optimizer.slowdown == 0.5
+
+
+FAST = {
+    "run": {"updates": 2, "seeds": 1},
+    "model": {"hidden": 2},
+    "estimator": {"window": 3, "optimizer": {"learning_rate": 0.25}},
+    "compare": {"at": [0]},
+}
+
+
+def test_the_fast_variant_is_laid_over_if_asked_for():
+    tables = {**copy.deepcopy(TABLES), "fast": FAST}
+    before = copy.deepcopy(tables)
+    plain = parse(tables)
+    assert plain.estimators == parse(TABLES).estimators
+    assert plain.tables == TABLES
+    fast = parse(tables, ["run.fast=true"])
+    assert tables == before
+    assert fast.run.seeds == 1
+    assert fast.run.axis == "updates"  # and steps are dropped
+    assert fast.model.hidden == (2,)
+    assert fast.model.options == {"leak": 0.5}
+    tbptt, rtrl, uoro = fast.estimators
+    assert (tbptt.window, tbptt.steps, tbptt.label) == (3, 6, "tbptt(3)")
+    assert {row.optimizer.learning_rate for row in fast.estimators} == {(0.25,)}
+    assert [row.optimizer.name for row in fast.estimators] == ["adam", "adam", "sgd"]
+    # what an estimator says itself goes before [run]
+    assert (rtrl.steps, uoro.steps) == (60, 21)
+    # written into [run], or over the file by an override
+    asked = copy.deepcopy(tables)
+    asked["run"]["fast"] = True
+    assert parse(asked).estimators == fast.estimators
+    assert parse(asked, ["run.fast=false"]).estimators == plain.estimators
+
+
+def test_overrides_win_over_the_fast_variant():
+    tables = {**copy.deepcopy(TABLES), "fast": FAST}
+    # in whatever order
+    for given in (["run.fast=true", "run.updates=5"], ["run.updates=5", "run.fast=true"]):
+        read = parse(tables, [*given, "estimator.0.window=2", "model.hidden=7"])
+        assert [row.window for row in read.estimators] == [2, 3, 3]
+        assert read.estimators[0].steps == 10
+        assert read.model.hidden == (7,)
+        assert read.run.seeds == 1
+
+
+@pytest.mark.parametrize(
+    ("fast", "message"),
+    [
+        ({"run": {"step": 3}}, "run.step: unknown key; did you mean 'steps'?"),
+        ({"ran": {"steps": 3}}, "unknown section [ran]; did you mean 'run'?"),
+        ({"estimator": {"histroy": 3}}, "estimator.0.histroy: unknown key; did you mean"),
+        ({"estimator": {"0": {"history": "x"}}}, "estimator.0.history: expected an integer, got 'x'"),
+        ({"estimator": {"9": {"history": 1}}}, "fast.estimator: the config has 3 estimators, counted from 0"),
+        ({"estimator": [{"history": 1}]}, "fast.estimator: expected a table, got "),
+        ({"run": 3}, "fast.run: expected a table, got 3"),
+        ({"steps": 3}, "fast.steps: expected a table, got 3"),
+        ({"run": {"steps": {"a": 1}}}, "fast.run: run.steps is not a table"),
+        (3, "fast: expected a table, got 3"),
+    ],
+)
+def test_mistakes_in_the_fast_variant(fast, message):
+    with pytest.raises(ConfigError, match="^here.toml: " + re.escape(message)) as caught:
+        parse({**copy.deepcopy(TABLES), "fast": fast}, ["run.fast=true"], source="here.toml")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fast", [3, {"run": 3}, {"ran": {"steps": 3}}, {"run": {"step": 3}}])
+def test_a_wrong_fast_variant_that_is_not_asked_for_changes_nothing(fast):
+    assert parse({**copy.deepcopy(TABLES), "fast": fast}).estimators == parse(TABLES).estimators
+
+
+def test_laying_tables_over_others():
+    tables = {"a": {"x": 1, "deep": {"y": 1, "z": [1, 2]}}, "estimator": [{"name": "p"}, {"name": "q"}]}
+    over = {
+        "a": {"deep": {"z": [3]}, "new": {"w": 1}},
+        "b": {"v": True},
+        "estimator": {"1": {"k": 2}, "l": 3},
+    }
+    lay(tables, over, "fast")
+    assert tables == {
+        "a": {"x": 1, "deep": {"y": 1, "z": [3]}, "new": {"w": 1}},
+        "b": {"v": True},
+        "estimator": [{"name": "p", "l": 3}, {"name": "q", "k": 2, "l": 3}],
+    }
+    before = copy.deepcopy(tables)
+    lay(tables, {"a": {}, "estimator": {}}, "fast")
+    assert tables == before
