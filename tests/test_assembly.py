@@ -54,7 +54,8 @@ def test_a_cell_or_a_stack_of_them():
 
 
 def test_a_variant_of_the_cell():
-    config = settings("rtrl", {"name": "tbptt", "label": "leaky", "model": {"leak": 0.25}})
+    half = {"cell": "vanilla_rnn", "hidden": 3, "leak": 0.5}
+    config = settings("rtrl", {"name": "tbptt", "label": "leaky", "model": {"leak": 0.125}}, model=half)
     params, hidden = made(config).init(jax.random.key(0))
     x = jnp.ones(2)
     whole, leaky = (made(config, row).transition(params, hidden, x) for row in config.estimators)

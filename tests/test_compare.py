@@ -25,7 +25,7 @@ TABLES = {
         {"name": "rtrl", "seeds": 1},
         {"name": "uoro", "seeds": 1},
         {"name": "uoro", "label": "again", "seeds": 1},
-        {"name": "tbptt", "window": 3, "seeds": 1, "optimizer": {"learning_rate": 0.3}},
+        {"name": "tbptt", "window": 3, "seeds": 1, "optimizer": {"learning_rate": [0.3, 3.0]}},
     ],
     "compare": {
         **{"by": "tbptt(3)", "at": [0, 6, 12], "streams": 3, "warmup": 4, "steps": 6, "keys": 5, "lags": 3}
@@ -42,17 +42,23 @@ def changed(**sections):
 
 @pytest.fixture(scope="module")
 def found():
-    """The comparison, and the networks at its points."""
+    """The comparison, the networks at its points, and the exact gradients there."""
     with pytest.MonkeyPatch.context() as patch:
         networks, training = [], compare_module._training
+        exact, point = [], compare_module._point
 
         def recorded(*args):
             for params, streams in training(*args):
                 networks.append(jax.device_get(params))
                 yield params, streams
 
+        def point_of(found, truth, expected):
+            exact.append(truth.whole)
+            return point(found, truth, expected)
+
         patch.setattr(compare_module, "_training", recorded)
-        return SimpleNamespace(comparison=compare(changed()), networks=networks)
+        patch.setattr(compare_module, "_point", point_of)
+        return SimpleNamespace(comparison=compare(changed()), networks=networks, exact=exact[::4])
 
 
 def test_rows_and_fields(found):
@@ -104,6 +110,13 @@ def test_the_networks_are_those_of_a_training(found):
     same(found.networks[2], jax.tree.map(lambda leaf: leaf[0], trained.params), 1e-12)
     assert not np.allclose(found.networks[0]["cell"]["bias"], found.networks[1]["cell"]["bias"], rtol=1e-6)
     assert not np.allclose(found.networks[1]["cell"]["bias"], found.networks[2]["cell"]["bias"], rtol=1e-6)
+
+
+def test_the_decrease_is_of_the_loss_whose_gradient_is_estimated(found):
+    """To first order, for the exact gradient of each stretch: η |∇L|², L the mean loss of all stretches."""
+    for exact, given in zip(found.exact, found.comparison.rows[0].decrease, strict=True):
+        slope = np.sum(np.mean(exact, axis=1) ** 2, axis=-1)  # [networks]
+        np.testing.assert_allclose(given.first, 0.1 * slope.mean(), rtol=1e-10)
 
 
 def test_other_rows_and_their_order_do_not_matter(found):
@@ -218,6 +231,8 @@ def test_the_table(found):
         "tbptt(3)",
     ]
     assert whole.splitlines()[1].split()[1:4] == ["1.000", "±", "0.000"]
+    d, last = found.comparison.rows[0].decrease[-1], whole.splitlines()[1].split()[-3:]
+    assert last == [f"{value:.3g}" for value in (d.first, d.second, d.best)]
     assert leaves.splitlines()[0].split()[-2:] == ["readout.W", "readout.bias"]
     assert leaves.splitlines()[4].split()[-2:] == ["1.000", "1.000"]
     assert note.startswith("Gradients of 6 steps after 12 steps of training with tbptt(3). Networks: 2, ")

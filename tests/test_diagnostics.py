@@ -52,7 +52,7 @@ def close(got, expected, tolerance):
     return float(error) < tolerance
 
 
-@pytest.mark.parametrize("name", ["normalised", "resets inside"])
+@pytest.mark.parametrize("name", ["normalised", "resets"])
 def test_the_exact_gradient_is_that_of_the_stretch(name):
     model, given = case(name)
     found = jax.jit(lambda *given: exact(model, *given, warmup=WARMUP))(*given)
@@ -60,7 +60,7 @@ def test_the_exact_gradient_is_that_of_the_stretch(name):
     assert found.by_lag.shape == (0, flatten(given[0]).size)
 
 
-@pytest.mark.parametrize("name", ["columns", "resets"])
+@pytest.mark.parametrize("name", ["columns", "resets inside"])
 @pytest.mark.parametrize(
     ("make", "window"),
     [
@@ -164,6 +164,16 @@ def test_a_cut_changes_no_loss():
     assert models.relative_error(cut.grads, uncut.grads) > 1e-3
     elsewhere = run(once, jax.tree.map(jnp.zeros_like, before))
     assert not np.allclose(elsewhere.outputs, uncut.outputs, rtol=1e-3)
+
+
+def test_a_cut_is_a_reset_beside_those_of_the_model():
+    plain = observed(models.gru())
+    episodic = observed(models.fixed_start(models.gru()))
+    x, h = jnp.ones(models.INPUTS), jnp.ones(models.HIDDEN)
+    for cut in (True, False):
+        assert bool(plain.reset((x, jnp.array(cut), h))) == cut
+        for own in (True, False):
+            assert bool(episodic.reset(((x, jnp.array(own)), jnp.array(cut), h))) == (cut or own)
 
 
 def lags_of(make, lags=STEPS, window=1, name="vanilla"):
