@@ -122,7 +122,7 @@ def estimates(
     >>> model = og.from_cell(cell, readout, og.losses.squared_error, example=example)
     >>> case = (*model.init(jax.random.key(0)), jnp.ones((30, 3)), jnp.ones((30, 2)))
     >>> found = estimates(model, og.rtrl(observed(model)), *case, keys=jax.random.split(jax.random.key(1), 1))
-    >>> bool(jnp.allclose(found.whole, exact(model, *case).whole, atol=1e-6))
+    >>> bool(jnp.allclose(found.whole[0], exact(model, *case).whole, atol=1e-6))
     True
     """
     warmup, steps = _lengths(ys, warmup, lags)
