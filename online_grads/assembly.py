@@ -104,7 +104,8 @@ def start(task: Task, model: Model, seed: Array) -> Start:
 
 def place(config: Config, chosen: EstimatorConfig) -> str:
     """What error messages call an estimator of a config."""
-    return f"estimator.{config.estimators.index(chosen)} ({chosen.name})"
+    labels = [each.label for each in config.estimators]
+    return f"estimator.{labels.index(chosen.label)} ({chosen.name})"
 
 
 @contextlib.contextmanager

@@ -50,8 +50,9 @@ def _stuck(report: Report) -> str:
     if not stuck:
         return ""
     return (
-        f"the curriculum never advanced with {', '.join(stuck)}: at every learning rate, on every seed the\n"
-        "loss stayed above the task's threshold; train for longer, try other rates or an easier start"
+        f"the curriculum never advanced with {', '.join(stuck)}:\n"
+        "on every seed, at every learning rate the loss stayed above the task's threshold; train longer,\n"
+        "try other rates or an easier start"
     )
 
 

@@ -38,11 +38,15 @@ def scores(result: Result) -> list[Score]:
 
 
 def diverged(result: Result) -> np.ndarray:
-    """Which runs become non-finite or end above where they began, [rates, seeds] bool."""
+    """Which runs become non-finite or end above where they began, [rates, seeds] bool.
+
+    With a curriculum the loss may rise with the level: there only the first counts.
+    """
     first, last = _tenths(result)
     if not result.loss.size:
         return np.zeros(first.shape, bool)
-    return ~result.finite.all(axis=-1) | ~(last <= first)
+    rose = ~(last <= first) if result.levels is None else ~np.isfinite(last)
+    return ~result.finite.all(axis=-1) | rose
 
 
 def best(result: Result) -> int:
@@ -83,8 +87,8 @@ def _score(rate: float, first: np.ndarray, last: np.ndarray, lost: np.ndarray) -
     if not last.size:
         return Score(rate, None, None, None, 0, int(lost.sum()))
     with np.errstate(all="ignore"):
-        first, error, mean = float(first.mean()), _standard_error(last), float(last.mean())
-        return Score(rate, first, mean, error, last.size, int(lost.sum()))
+        error = _standard_error(last)
+        return Score(rate, float(first.mean()), float(last.mean()), error, last.size, int(lost.sum()))
 
 
 def _standard_error(values: np.ndarray) -> float | None:
