@@ -1,6 +1,6 @@
 """Online gradient estimators for recurrent computation, as pure (init, update) pairs over pytrees."""
 
-from online_grads import cells, losses, readouts, tasks
+from online_grads import cells, diagnostics, losses, plots, readouts, tasks, td
 from online_grads.estimators import feedback
 from online_grads.estimators.future_facing.adaptive_tbptt import adaptive_tbptt
 from online_grads.estimators.future_facing.artbp import artbp
@@ -50,6 +50,7 @@ __all__ = [
     "averaged",
     "batched",
     "cells",
+    "diagnostics",
     "dni",
     "dodge",
     "eprop",
@@ -72,6 +73,7 @@ __all__ = [
     "optimal_kronecker",
     "past_facing",
     "pes",
+    "plots",
     "readouts",
     "reverse_kf_rtrl",
     "rflo",
@@ -83,6 +85,7 @@ __all__ = [
     "sweep",
     "tasks",
     "tbptt",
+    "td",
     "uoro",
     "with_resets",
 ]

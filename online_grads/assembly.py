@@ -48,7 +48,7 @@ def model_of(config: Config, task: Task, chosen: EstimatorConfig | None = None) 
     """
     where, options = "model", {} if config.model is None else config.model.options
     if chosen is not None and chosen.model:
-        where, options = f"{place(config, chosen)}: model", {**options, **chosen.model}
+        where, options = f"{place(chosen)}: model", {**options, **chosen.model}
     with blaming(config, where, (TypeError, ValueError)):
         model = _model(config, task, options)
         # the hidden state that cells begin with is the same for every key
@@ -91,7 +91,7 @@ def estimator_of(config: Config, chosen: EstimatorConfig, model: Model) -> Estim
     for name in OWN_OPTIMIZERS:
         if (own := getattr(chosen, name)) is not None:
             options[name] = optimizers.make(own, *own.learning_rate)
-    with blaming(config, place(config, chosen), (TypeError, ValueError)):
+    with blaming(config, place(chosen), (TypeError, ValueError)):
         return ESTIMATORS[chosen.name].constructor(model, **options)
 
 
@@ -102,10 +102,9 @@ def start(task: Task, model: Model, seed: Array) -> Start:
     return Start(params, hidden, task.init(for_stream), for_noise)
 
 
-def place(config: Config, chosen: EstimatorConfig) -> str:
+def place(chosen: EstimatorConfig) -> str:
     """What error messages call an estimator of a config."""
-    labels = [each.label for each in config.estimators]
-    return f"estimator.{labels.index(chosen.label)} ({chosen.name})"
+    return f"estimator.{chosen.index} ({chosen.name})"
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Compare the gradients of all estimators of a config at points of a training, each network frozen there."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -8,26 +9,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.analysis import analyse
 from online_grads.assembly import Start, blaming, estimator_of, model_of, place, x64
 from online_grads.config import CompareConfig, Config, EstimatorConfig
 from online_grads.diagnostics import (
+    Credit,
     Decrease,
-    Gradients,
     Quality,
+    alignments,
+    credit,
     decrease,
     estimates,
     exact,
     leaf_slices,
     observed,
     quality,
+    through_state,
 )
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.experiment import begin, trainer
-from online_grads.run import spans
+from online_grads.run import bar, spans
 from online_grads.tables import ConfigError
 from online_grads.tasks import Task
-from online_grads.types import Model, PyTree
+from online_grads.types import Array, Model, PyTree
 
 THROUGH = "through the state"  # the parameters that the transition uses
 ESTIMATES = 32  # estimates per network whose loss decrease is averaged: each costs a product with the Hessian
@@ -39,17 +42,8 @@ class Compared(NamedTuple):
     config: EstimatorConfig
     quality: list[Quality]  # for the groups of parameters
     decrease: list[Decrease]  # mean over networks, at the estimator's first learning rate; numbers
-    unit: np.ndarray  # [cases, p] at the last point: the mean of g/|g| over the draws, first group
-    draws: int
-    credit: "Credit | None"  # at the last point
-
-
-class Credit(NamedTuple):
-    """How much of the gradient due to each lag is recovered: ⟨ĉ, c⟩ / |c|², sums over cases."""
-
-    fraction: np.ndarray  # [lags]
-    error: np.ndarray  # [lags] its standard error over cases
-    weight: np.ndarray  # [lags] |c|, as a share of the largest
+    draws: np.ndarray  # [cases, keys, p] at the last point, parameters of the first group
+    credit: Credit | None  # likewise
 
 
 class Comparison(NamedTuple):
@@ -93,38 +87,43 @@ def compare(config: Config, *, progress: bool = False) -> Comparison:
     [True, False]
     """
     chosen = config.compare
-    (by,) = (row for row in config.estimators if row.label == chosen.by)
-    for row in config.estimators:
-        _whole(config, row, chosen.steps, "steps")
+    (by,) = (each for each in config.estimators if each.label == chosen.by)
+    for each in config.estimators:
+        _whole(config, each, chosen.steps, "steps")
     for at in chosen.at:
         _whole(config, by, at, "at")
     with x64(config.run.precision == "float64"):
         task, model, starts = begin(config)
         starts = jax.tree.map(lambda leaf: leaf[: config.run.seeds], starts)
         drawn = [_drawing(config, task, model, starts, row, i) for i, row in enumerate(config.estimators)]
-        truth, step = _exact(chosen, model), _step(chosen, model)
-        found: list[list[_Point]] = [[] for _ in drawn]
-        for params, streams in _training(config, task, model, starts, by):
-            arguments = (params, starts, *_stretches(chosen, task, streams))
-            e = truth(*arguments)
-            for row, draw, points in zip(config.estimators, drawn, found, strict=True):
-                g = draw(*arguments)
-                expected = step(*arguments, g.whole, row.optimizer.learning_rate[0])
-                points.append(_point(g, e, expected))
-        groups = _groups(model)
-    rows = [_row(*each, groups) for each in zip(config.estimators, found, strict=True)]
-    matrix = _matrix(rows, found[0][-1].exact[:, groups[THROUGH]])
+        truth, step, groups = _exact(chosen, model), _step(chosen, model), _groups(model)
+        through = groups[THROUGH]
+        rows = [Compared(each, [], [], np.zeros(0), None) for each in config.estimators]
+        with bar(len(rows) * len(chosen.at), "compare", "estimator") if progress else _silent() as advanced:
+            for params, streams in _training(config, task, model, starts, by):
+                arguments = (params, starts, *_stretches(chosen, task, streams))
+                e, due = map(_cases, truth(*arguments))
+                for i, draw in enumerate(drawn):
+                    found = draw(*arguments)
+                    row, g = rows[i], _cases(found.whole)
+                    row.quality.append(quality(g, e, [*groups.values()]))
+                    row.decrease.append(step(*arguments, found.whole, row.config.optimizer.learning_rate[0]))
+                    # the readout has a part in lag 0 that is no credit through the state
+                    by_lag = _cases(found.by_lag)[..., through].mean(axis=2)
+                    reach = credit(by_lag, due[..., through]) if by_lag.shape[1] else None
+                    rows[i] = row._replace(draws=g[..., through], credit=reach)
+                    advanced(1)
+    matrix = alignments([e[:, None, through], *(row.draws for row in rows)])
     return Comparison(config, task, chosen.at, tuple(groups), tuple(rows), matrix)
 
 
-class _Point(NamedTuple):
-    """One estimator at one point of the training; a case is a network and a stretch."""
+def _silent():
+    return contextlib.nullcontext(lambda count: None)
 
-    draws: np.ndarray  # [cases, keys, p]
-    exact: np.ndarray  # [cases, p]
-    decrease: Decrease
-    credit: np.ndarray | None  # [cases, lags, p] mean over the draws
-    due: np.ndarray  # [cases, lags, p] exact
+
+def _cases(leaf: Array) -> np.ndarray:
+    """[cases, ...] from [networks, stretches, ...]."""
+    return np.concatenate(np.asarray(leaf, np.float64))
 
 
 def _whole(config: Config, row: EstimatorConfig, steps: int, key: str) -> None:
@@ -166,7 +165,7 @@ def _drawing(
     """(params, starts, xs, ys) -> `Gradients` of an estimator, [seeds, streams, ...]."""
     chosen, wrapped = config.compare, observed(model_of(config, task, row) if row.model else model)
     estimator = estimator_of(config, row, wrapped)
-    with blaming(config, place(config, row), (ValueError,)):  # a variant may have other parameters
+    with blaming(config, place(row), (ValueError,)):  # a variant may have other parameters
         jax.eval_shape(jax.vmap(lambda s: estimator.init(s.params, s.hidden, key=s.key)), starts)
     keys = chosen.keys if ESTIMATORS[row.name].stochastic else 1
     # a critic adds up all the losses to come: no lag of it can be told apart
@@ -222,58 +221,8 @@ def _over_networks(network: Callable) -> Callable:
     return jax.jit(lambda *arguments: jax.lax.map(lambda each: network(*each), arguments))
 
 
-def _point(found: Gradients, truth: Gradients, expected: Decrease) -> _Point:
-    cases = lambda leaf: np.concatenate(np.asarray(leaf, np.float64))  # networks and stretches
-    by_lag = cases(found.by_lag)  # [cases, lags, keys, p]
-    credit = by_lag.mean(axis=2) if by_lag.shape[1] else None
-    return _Point(cases(found.whole), cases(truth.whole), expected, credit, cases(truth.by_lag))
-
-
 def _groups(model: Model) -> dict[str, np.ndarray]:
     """Groups of the p entries of a gradient, as indices."""
-    found = analyse(model, allow_unused=True)
-    leaves = {name: np.r_[entries] for name, entries in leaf_slices(found.params).items()}
-    through = [list(leaves.values())[number] for number in found.moving]
-    return {THROUGH: np.concatenate(through), "all": np.concatenate([*leaves.values()]), **leaves}
-
-
-def _row(config: EstimatorConfig, points: list[_Point], groups: dict[str, np.ndarray]) -> Compared:
-    last, through = points[-1], groups[THROUGH]
-    return Compared(
-        config,
-        [quality(point.draws, point.exact, [*groups.values()]) for point in points],
-        [point.decrease for point in points],
-        _unit(last.draws[..., through]).mean(axis=1),
-        last.draws.shape[1],
-        # the readout has a part in lag 0 that is no credit through the state
-        None if last.credit is None else _credit(last.credit[..., through], last.due[..., through]),
-    )
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.where(length > 0, length, 1)
-
-
-def _credit(found: np.ndarray, due: np.ndarray) -> Credit:
-    """From what is found and what is due, [cases, lags, p]."""
-    product, square = np.sum(found * due, axis=-1), np.sum(due**2, axis=-1)  # [cases, lags]
-    cases, total = len(due), square.sum(axis=0)
-    with np.errstate(all="ignore"):  # nan where nothing is due
-        fraction = product.sum(axis=0) / total
-        error = (
-            np.sqrt(np.sum((product - fraction * square) ** 2, axis=0) * cases / max(cases - 1, 1)) / total
-        )
-    size = np.sqrt(total)
-    return Credit(fraction, error, size / max(size.max(), np.finfo(float).tiny))
-
-
-def _matrix(rows: list[Compared], exact: np.ndarray) -> np.ndarray:
-    """Mean alignment of each estimate with each, the exact gradient first; all noise is independent."""
-    units = np.stack([_unit(exact), *(row.unit for row in rows)])[:, exact.any(axis=-1)]
-    with np.errstate(all="ignore"):  # nan where no case has a gradient
-        matrix = np.einsum("acp,bcp->ab", units, units) / np.float64(units.shape[1])
-    for i, row in enumerate(rows, 1):
-        if row.draws > 1:  # |Σ u|² counts each draw with itself, too
-            matrix[i, i] = (row.draws * matrix[i, i] - 1) / (row.draws - 1)
-    return matrix
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    leaves = {name: np.r_[entries] for name, entries in leaf_slices(params).items()}
+    return {THROUGH: through_state(model), "all": np.concatenate([*leaves.values()]), **leaves}

@@ -33,6 +33,7 @@ A config is a TOML file with these sections (a key shown with a value has it by 
   precision = "float32" or "float64"
   axis                  what the figure shows, "steps" or "updates"; by default the one given above
   chunk = 4096          steps per compiled call, at most; a curriculum looks at the losses after each
+  only = []             labels of the estimators to train or compare; by default all
   fast = false          true lays the sections under [fast] over the config: [fast.run] and so on,
                         [fast.estimator] over every estimator
 [optimizer]
@@ -91,6 +92,7 @@ class RunConfig:
     precision: str
     axis: str
     chunk: int
+    only: tuple[str, ...]
     fast: bool
 
 
@@ -108,6 +110,7 @@ class EstimatorConfig:
     feedback: str | None = None  # None where the estimator takes none
     inner_optimizer: OptimizerConfig | None = None
     jacobian_optimizer: OptimizerConfig | None = None
+    index: int = 0  # its place in the file
 
 
 @dataclass(frozen=True)
@@ -215,13 +218,19 @@ def _config(tables: dict[str, Any], source: str) -> Config:
         raise ConfigError("estimator: expected one [[estimator]] table or more")
     optimizer = Section("optimizer", tables.get("optimizer", {}))
     sections = [Section(f"estimator.{i}", row) for i, row in enumerate(rows)]
-    estimators = tuple(_estimator(section, model, run, length, optimizer.rest) for section in sections)
+    estimators = tuple(
+        _estimator(section, model, run, length, optimizer.rest, i) for i, section in enumerate(sections)
+    )
     labels = [estimator.label for estimator in estimators]
     for i, section in enumerate(sections):
         if labels[i] in labels[:i]:
             raise section.error(
                 "label", f"there is a {labels[i]!r} already; give this one a label of its own"
             )
+    for label in run.only:
+        if label not in labels:
+            raise ConfigError(f"run.only: {unknown(f'label {label!r}', label, labels)}")
+    estimators = tuple(chosen for chosen in estimators if not run.only or chosen.label in run.only)
     compare = _compare(Section("compare", tables.get("compare", {})), estimators)
     return Config(task, model, run, estimators, compare, source, tables)
 
@@ -248,6 +257,7 @@ def _run(section: Section) -> tuple[RunConfig, tuple[str, int] | None]:
         precision=section.take("precision", str, "float32", one_of=("float32", "float64")),
         axis=section.take("axis", str, length[0] if length else "steps", one_of=("steps", "updates")),
         chunk=section.positive("chunk", 4096),
+        only=section.take("only", tuple[str, ...], ()),
         fast=section.take("fast", bool, False),
     )
     section.end()
@@ -284,7 +294,12 @@ def _length(section: Section) -> tuple[str, int] | None:
 
 
 def _estimator(
-    section: Section, model: ModelConfig | None, run: RunConfig, length, optimizer: dict[str, Any]
+    section: Section,
+    model: ModelConfig | None,
+    run: RunConfig,
+    length,
+    optimizer: dict[str, Any],
+    index: int,
 ) -> EstimatorConfig:
     name = section.take("name", str, one_of=ESTIMATORS)
     window = section.positive("window", 1)
@@ -319,5 +334,6 @@ def _estimator(
         model=variant.options(CELLS[model.cell]) if model else {},
         options=section.options(constructor),
         feedback=feedback,
+        index=index,
         **learning,
     )

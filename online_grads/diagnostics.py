@@ -1,37 +1,42 @@
 """How good an estimator's gradient is, beside the exact one, at frozen parameters.
 
-One network on one *stretch* of a stream is a case. An estimator first lives through `warmup` steps, in which
-the hidden state and what it learns of its own settle. Then its memory of the past is cut by a reset that
-leaves the hidden state as it is, and it estimates the gradient of
+`estimates` and `exact` give the gradients of a stretch of a stream; one network on one stretch is a case,
+and an estimator's noise is drawn many times for each. From these draws come its alignment with the exact
+gradient, its bias and variance, the decrease of the loss by a step along it, and how far back credit reaches.
 
-    L = Σ_t w_t ℓ_t / Σ_t w_t          over the steps of the stretch,
-
-no further back than its first step: the gradient that `jax.grad` of the stretch has too. With many draws of
-an estimator's noise for each case this gives its bias and its variance. With w on the last loss only, and the
-cut put later and later, it tells how far back credit reaches.
+Reference: Marschall et al. (2020), arXiv:1907.02649, section 4.2 (alignments).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import positive_int
+from online_grads.analysis import analyse
 from online_grads.flat import flatten
-from online_grads.learner import gradient_sum, segments
-from online_grads.types import Array, Estimator, Model, PyTree
+from online_grads.stretches import Gradients, estimates, exact, observed
+from online_grads.types import Array, Model, PyTree
+
+__all__ = [
+    "Credit",
+    "Decrease",
+    "Gradients",
+    "Quality",
+    "alignments",
+    "credit",
+    "decrease",
+    "estimates",
+    "exact",
+    "leaf_slices",
+    "observed",
+    "quality",
+    "through_state",
+]
 
 LEAST = 1e-10  # products of gradients below it count neither as agreement of signs nor as the opposite
-
-
-class Gradients(NamedTuple):
-    """Gradients of one case as vectors, leaves of the parameters in tree order."""
-
-    whole: Array  # [..., p] of the stretch's mean loss
-    by_lag: Array  # [lags, ..., p] of the last loss: the part that is due to the use of θ lag steps before
 
 
 class Quality(NamedTuple):
@@ -47,172 +52,6 @@ class Quality(NamedTuple):
     variance: np.ndarray  # Σ v / Σ |e|²
     signal_to_noise: np.ndarray  # Σ (|ḡ|² − v/keys) / Σ v; inf without noise
     signs: np.ndarray  # share of the entries with |g e| > 1e-10 whose signs are the same
-
-
-def observed(model: Model) -> Model:
-    """The model with inputs (x, cut, hidden) and targets (y, weight).
-
-        h_t = transition(θ, cut_t ? hidden_t : h_{t-1}, x_t)          w_t ℓ_t
-
-    With hidden_t = h_{t-1} a cut changes no state; it is a reset, so that estimators forget there.
-
-    >>> import online_grads as og
-    >>> cell, readout = og.cells.gru(3, 8), og.readouts.linear(8, 2)
-    >>> example = (jnp.zeros(3), jnp.zeros(2))
-    >>> model = og.from_cell(cell, readout, og.losses.squared_error, example=example)
-    >>> [leaf.shape for leaf in observed(model).example[0]]
-    [(3,), (), (8,)]
-    """
-
-    def transition(params, hidden, x):
-        x, cut, begin = x
-        return model.transition(params, jax.tree.map(lambda b, h: jnp.where(cut, b, h), begin, hidden), x)
-
-    def loss(params, hidden, y):
-        y, weight = y
-        value, outputs = model.loss(params, hidden, y)
-        return weight.astype(value.dtype) * value, outputs
-
-    params, hidden = jax.eval_shape(model.init, jax.random.key(0))
-    x, y = model.example
-    weight = jax.ShapeDtypeStruct((), flatten(params).dtype)
-    reset = lambda x: x[1] if model.reset is None else x[1] | model.reset(x[0])
-    example = ((x, jax.ShapeDtypeStruct((), jnp.bool_), hidden), (y, weight))
-    return Model(model.init, transition, loss, example, reset)
-
-
-def estimates(
-    model: Model,
-    estimator: Estimator,
-    params: PyTree,
-    hidden: PyTree,
-    xs: PyTree,
-    ys: PyTree,
-    *,
-    keys: Array,
-    warmup: int = 0,
-    window: int = 1,
-    lags: int = 0,
-) -> Gradients:
-    """An estimator's gradients of one stretch.
-
-    Pure: jit it, vmap it over networks and stretches.
-
-    Args:
-        model: the model.
-        estimator: an estimator of `observed(model)`.
-        params, hidden: θ, and the state before the first step.
-        xs, ys: the stream, [warmup + steps, ...] with steps a multiple of the window.
-        keys: typed keys [keys], one for each draw of the estimator's noise.
-        warmup: steps before the stretch; whole windows of them count, the last ones. An estimator with a
-            `flush` begins with the stretch, as its gradients would still owe to the warm-up.
-        window: k, steps per segment.
-        lags: how many lags to take apart, at most the steps. The readout's part is in lag 0.
-
-    Returns:
-        `Gradients` with whole [keys, p] and by_lag [lags, keys, p].
-
-    Raises:
-        ValueError: the stream is not longer than the warm-up, has fewer steps than lags after it, or the
-            window does not divide these steps.
-
-    >>> import online_grads as og
-    >>> cell, readout = og.cells.gru(3, 4), og.readouts.linear(4, 2)
-    >>> example = (jnp.zeros(3), jnp.zeros(2))
-    >>> model = og.from_cell(cell, readout, og.losses.squared_error, example=example)
-    >>> case = (*model.init(jax.random.key(0)), jnp.ones((30, 3)), jnp.ones((30, 2)))
-    >>> found = estimates(model, og.rtrl(observed(model)), *case, keys=jax.random.split(jax.random.key(1), 1))
-    >>> bool(jnp.allclose(found.whole[0], exact(model, *case).whole, atol=1e-6))
-    True
-    """
-    warmup, steps = _lengths(ys, warmup, lags)
-    before = _trajectory(model, params, hidden, xs)
-    layout = flatten(params)
-    part = lambda tree, begin, end: jax.tree.map(lambda leaf: leaf[begin:end], tree)
-    first = lambda tree, at: jax.tree.map(lambda leaf: leaf[at], tree)
-
-    def begun(key):
-        """The estimator's state before the stretch."""
-        if estimator.flush is not None or warmup < window:
-            return estimator.init(params, first(before, warmup), key=key)
-        begin = warmup % window
-        state = estimator.init(params, first(before, begin), key=key)
-        never, one = jnp.zeros(warmup - begin, bool), jnp.ones(warmup - begin, layout.dtype)
-        x, h_tm1, y = part((xs, before, ys), begin, warmup)
-        parts = segments((x, never, h_tm1), (y, one), window)
-        return jax.lax.scan(lambda state, xy: (estimator.update(state, params, *xy)[0], None), state, parts)[
-            0
-        ]
-
-    states = jax.vmap(begun)(keys)
-    x, h_tm1, y = part((xs, before, ys), warmup, None)
-
-    def at(cut, weights):
-        data = (x, jnp.arange(steps) == cut, h_tm1), (y, weights)
-        total = jax.vmap(lambda state: gradient_sum(estimator, state, params, *data, window=window)[0])(
-            states
-        )
-        return jax.vmap(lambda tree: layout.split(tree)[0])(total)
-
-    return _gradients(at, steps, lags, layout.dtype)
-
-
-def exact(
-    model: Model,
-    params: PyTree,
-    hidden: PyTree,
-    xs: PyTree,
-    ys: PyTree,
-    *,
-    warmup: int = 0,
-    lags: int = 0,
-) -> Gradients:
-    """The exact gradients of one stretch, by `jax.grad`; arguments as in `estimates`.
-
-    Returns:
-        `Gradients` with whole [p] and by_lag [lags, p].
-    """
-    warmup, steps = _lengths(ys, warmup, lags)
-    before = _trajectory(model, params, hidden, xs)
-    x, h_tm1, y = jax.tree.map(lambda leaf: leaf[warmup:], (xs, before, ys))
-    layout, wrapped = flatten(params), observed(model)
-
-    def at(cut, weights):
-        def loss(params):
-            def step(h, xy):
-                h = wrapped.transition(params, h, xy[0])
-                return h, wrapped.loss(params, h, xy[1])[0]
-
-            data = (x, jnp.arange(steps) == cut, h_tm1), (y, weights)
-            return jnp.sum(jax.lax.scan(step, jax.tree.map(lambda leaf: leaf[0], h_tm1), data)[1])
-
-        return layout.split(jax.grad(loss)(params))[0]
-
-    return _gradients(at, steps, lags, layout.dtype)
-
-
-def _lengths(ys: PyTree, warmup: int, lags: int) -> tuple[int, int]:
-    """The steps of the warm-up and of the stretch."""
-    warmup, least = positive_int("warmup", warmup, least=0), max(positive_int("lags", lags, least=0), 1)
-    steps = jax.tree.leaves(ys)[0].shape[0] - warmup
-    if steps < least:
-        raise ValueError(f"after {warmup} steps of warm-up {least} or more are needed, got {steps}")
-    return warmup, steps
-
-
-def _trajectory(model: Model, params: PyTree, hidden: PyTree, xs: PyTree) -> PyTree:
-    """h_{t-1} for every step."""
-    return jax.lax.scan(lambda h, x: (model.transition(params, h, x), h), hidden, xs)[1]
-
-
-def _gradients(at: Callable, steps: int, lags: int, dtype) -> Gradients:
-    """From `at`: (cut, weights [steps]) -> the gradient of the weighted sum of losses back to step `cut`."""
-    last = jnp.zeros(steps, dtype).at[-1].set(1)
-    cuts = jnp.array([0, *range(steps - 1, steps - 1 - lags, -1)])
-    weights = jnp.stack([jnp.full(steps, 1 / steps, dtype), *[last] * lags])
-    found = jax.lax.map(lambda each: at(*each), (cuts, weights))
-    # credit that reaches back to a lag, less what reaches back one step less, with the same noise
-    return Gradients(found[0], jnp.diff(found[1:], axis=0, prepend=jnp.zeros_like(found[:1])))
 
 
 def quality(draws: np.ndarray, exact: np.ndarray, groups: Sequence = (slice(None),)) -> Quality:
@@ -324,3 +163,79 @@ def leaf_slices(params: PyTree) -> dict[str, slice]:
         found[jax.tree_util.keystr(path, simple=True, separator=".")] = slice(begin, end)
         begin = end
     return found
+
+
+def through_state(model: Model) -> np.ndarray:
+    """Which entries of a gradient vector belong to parameters that the transition uses, as indices.
+
+    The others are the readout's, whose gradient needs no memory of the past.
+
+    >>> import online_grads as og
+    >>> cell, readout = og.cells.vanilla_rnn(3, 2), og.readouts.linear(2, 1)
+    >>> model = og.from_cell(cell, readout, og.losses.squared_error, example=(jnp.zeros(3), jnp.zeros(1)))
+    >>> len(through_state(model)), leaf_slices(model.init(jax.random.key(0))[0])["readout.W"]
+    (12, slice(12, 14, None))
+    """
+    found = analyse(model, allow_unused=True)
+    slices = [*leaf_slices(found.params).values()]
+    return np.concatenate([np.r_[slices[number]] for number in found.moving])
+
+
+def alignments(draws: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean cosine of each estimate with each other one, all noise independent.
+
+    Args:
+        draws: [cases, keys, p] of each of E estimators, of one key where nothing is random; the exact
+            gradient may be one of them. Cases in which the first is zero do not count.
+
+    Returns:
+        [E, E]; on the diagonal the alignment of two independent draws of the same estimator.
+
+    >>> draws = np.array([[[1.0, 0.0], [0.0, 1.0]]])
+    >>> alignments([np.array([[[1.0, 0.0]]]), draws]).tolist()
+    [[1.0, 0.5], [0.5, 0.0]]
+    """
+
+    def direction(g):
+        length = np.linalg.norm(g, axis=-1, keepdims=True)
+        return np.mean(g / np.where(length > 0, length, 1), axis=1)
+
+    units = np.stack([direction(g) for g in draws])[:, np.any(draws[0], axis=(1, 2))]
+    with np.errstate(all="ignore"):  # nan where no case has a gradient
+        matrix = np.einsum("acp,bcp->ab", units, units) / np.float64(units.shape[1])
+    for i, g in enumerate(draws):
+        if (keys := g.shape[1]) > 1:  # |Σ u|² counts each draw with itself, too
+            matrix[i, i] = (keys * matrix[i, i] - 1) / (keys - 1)
+    return matrix
+
+
+class Credit(NamedTuple):
+    """How much of the gradient due to each lag is recovered: ⟨ĉ, c⟩ / |c|², sums over cases."""
+
+    fraction: np.ndarray  # [lags]
+    error: np.ndarray  # [lags] its standard error over cases
+    weight: np.ndarray  # [lags] |c|, as a share of the largest
+
+
+def credit(found: np.ndarray, due: np.ndarray) -> Credit:
+    """How far back an estimator's credit reaches.
+
+    Args:
+        found: [cases, lags, p], what it gives to each lag, a mean over draws of `Gradients.by_lag`.
+        due: [cases, lags, p], what the exact gradient gives.
+
+    Returns:
+        A `Credit`; nan where nothing is due.
+
+    >>> due = np.array([[[2.0, 0.0], [1.0, 1.0]]])
+    >>> credit(np.array([[[2.0, 5.0], [0.0, 1.0]]]), due).fraction.tolist()
+    [1.0, 0.5]
+    """
+    product, square = np.sum(found * due, axis=-1), np.sum(due**2, axis=-1)  # [cases, lags]
+    cases, total = len(due), square.sum(axis=0)
+    with np.errstate(all="ignore"):
+        fraction = product.sum(axis=0) / total
+        spread = np.sum((product - fraction * square) ** 2, axis=0) * cases / max(cases - 1, 1)
+        error = np.sqrt(spread) / total
+    size = np.sqrt(total)
+    return Credit(fraction, error, size / max(size.max(), np.finfo(float).tiny))

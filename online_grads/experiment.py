@@ -178,7 +178,7 @@ def trainer(config: Config, task: Task, model: Model, starts: Start, chosen: Est
         state, metrics, bad = jax.lax.map(lambda pair: at_rate(*pair, length), (rates, state))
         return state, jax.tree.map(lambda recorded: jnp.moveaxis(recorded, 0, 1), metrics), bad.min(axis=0)
 
-    with blaming(config, place(config, chosen), (ValueError,)):
+    with blaming(config, place(chosen), (ValueError,)):
         init, like = jax.jit(init), jax.eval_shape(init, starts)
         (_, length), *_ = spans(chosen.steps, chosen.window, config.run.chunk)
         timed = _Timed(jax.jit(advance, static_argnums=1, donate_argnums=0), like, length)

@@ -128,7 +128,7 @@ def drive(
         DataError: as in `run`.
     """
     done, history = 0, list[Metrics]()
-    with _bar(total, label) if progress else contextlib.nullcontext(lambda length: None) as advanced:
+    with bar(total, label) if progress else contextlib.nullcontext(lambda length: None) as advanced:
         for length, data in chunks:
             state, metrics, bad = advance(state, data)
             metrics, bad = jax.device_get((metrics, bad))
@@ -224,10 +224,15 @@ def _joined(history: list[Metrics]) -> Any:
 
 
 @contextlib.contextmanager
-def _bar(total: int | None, label: str | None):
+def bar(total: int | None, label: str | None, unit: str = "step"):
+    """A progress bar, as a function to call with the number of units done.
+
+    Raises:
+        ImportError: tqdm is missing.
+    """
     try:
         from tqdm import tqdm
     except ImportError:
         raise ImportError("a progress bar needs tqdm: pip install online-grads[run]") from None
-    with tqdm(total=total, desc=label, unit="step", unit_scale=True) as bar:
-        yield bar.update
+    with tqdm(total=total, desc=label, unit=unit, unit_scale=True) as shown:
+        yield shown.update

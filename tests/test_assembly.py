@@ -149,7 +149,7 @@ def test_random_feedback_is_of_the_first_seed(known):
 
 def test_the_second_of_two_like_ones_is_blamed():
     config = settings("rtrl", {"name": "tbptt", "label": "a"}, {"name": "tbptt", "history": -1})
-    assert [assembly.place(config, row) for row in config.estimators] == [
+    assert [assembly.place(row) for row in config.estimators] == [
         *("estimator.0 (rtrl)", "estimator.1 (tbptt)", "estimator.2 (tbptt)")
     ]
     with pytest.raises(ConfigError, match=re.escape("here.toml: estimator.2 (tbptt): history must be at")):

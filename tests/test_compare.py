@@ -1,7 +1,6 @@
 """Estimators beside the exact gradient along a training: whose networks, whose gradient, whose noise."""
 
 import copy
-import math
 import sys
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from online_grads import compare_report
-from online_grads.compare import THROUGH, Compared, _credit, _matrix, compare
+from online_grads.compare import THROUGH, compare
 from online_grads.config import ConfigError, parse
 from online_grads.experiment import begin, train
 
@@ -45,20 +44,26 @@ def found():
     """The comparison, the networks at its points, and the exact gradients there."""
     with pytest.MonkeyPatch.context() as patch:
         networks, training = [], compare_module._training
-        exact, point = [], compare_module._point
+        exact, truth = [], compare_module._exact
 
         def recorded(*args):
             for params, streams in training(*args):
                 networks.append(jax.device_get(params))
                 yield params, streams
 
-        def point_of(found, truth, expected):
-            exact.append(truth.whole)
-            return point(found, truth, expected)
+        def kept(*args):
+            gradients = truth(*args)
+
+            def keeping(*data):
+                found = gradients(*data)
+                exact.append(found.whole)
+                return found
+
+            return keeping
 
         patch.setattr(compare_module, "_training", recorded)
-        patch.setattr(compare_module, "_point", point_of)
-        return SimpleNamespace(comparison=compare(changed()), networks=networks, exact=exact[::4])
+        patch.setattr(compare_module, "_exact", kept)
+        return SimpleNamespace(comparison=compare(changed()), networks=networks, exact=exact)
 
 
 def test_rows_and_fields(found):
@@ -67,12 +72,12 @@ def test_rows_and_fields(found):
     leaves = ("cell.W_in", "cell.W_rec", "cell.bias", "readout.W", "readout.bias")
     assert comparison.groups == (THROUGH, "all", *leaves)
     assert [row.config.label for row in comparison.rows] == ["rtrl", "uoro", "again", "tbptt(3)"]
-    assert [row.draws for row in comparison.rows] == [1, 5, 5, 1]
+    assert [row.draws.shape[1] for row in comparison.rows] == [1, 5, 5, 1]
     for row in comparison.rows:
         assert len(row.quality) == len(row.decrease) == 3
         assert all(value.shape == (7,) for quality in row.quality for value in quality)
         assert all(isinstance(value, float) for point in row.decrease for value in point)
-        assert row.unit.shape == (6, 4)  # cases, parameters of the cell
+        assert row.draws.shape[::2] == (6, 4)  # cases, parameters of the cell
         assert all(value.shape == (3,) for value in row.credit)
         assert row.credit.weight.max() == 1
 
@@ -93,7 +98,7 @@ def test_rtrl_is_exact_and_the_others_are_not(found):
     np.testing.assert_allclose(cut.quality[-1].alignment[-2:], 1, rtol=1e-12)
     np.testing.assert_allclose(cut.credit.fraction, 1, rtol=1e-12)
     # the noise is independent of that of another row
-    assert not np.allclose(uoro.unit, again.unit, rtol=1e-3)
+    assert not np.allclose(uoro.draws, again.draws, rtol=1e-3)
     # rates are those of each estimator, the first of a list; to first order they scale the decrease
     assert all(d.best >= d.second for row in (rtrl, cut) for d in row.decrease)
     first = lambda row: np.array([d.first for d in row.decrease])
@@ -236,43 +241,3 @@ def test_the_table(found):
     assert leaves.splitlines()[0].split()[-2:] == ["readout.W", "readout.bias"]
     assert leaves.splitlines()[4].split()[-2:] == ["1.000", "1.000"]
     assert note.startswith("Gradients of 6 steps after 12 steps of training with tbptt(3). Networks: 2, ")
-
-
-def row_of(draws):
-    """A row of the matrix from draws [cases, keys, p]."""
-    unit = np.mean(draws / np.linalg.norm(draws, axis=-1, keepdims=True), axis=1)
-    return Compared(None, [], [], unit, draws.shape[1], None)
-
-
-def test_the_matrix_is_of_independent_draws():
-    random = np.random.default_rng(0)
-    exact, a, b = random.normal(size=(4, 3)), random.normal(size=(4, 5, 3)), random.normal(size=(4, 1, 3))
-    matrix = _matrix([row_of(a), row_of(b)], exact)
-    unit = lambda v: v / np.linalg.norm(v, axis=-1, keepdims=True)
-    pairs = np.einsum("cip,cjp->cij", unit(a), unit(a))
-    other = [pairs[:, i, j] for i in range(5) for j in range(5) if i != j]
-    np.testing.assert_allclose(matrix[1, 1], np.mean(other))
-    np.testing.assert_allclose(matrix[2, 2], 1)  # without noise, with itself
-    np.testing.assert_allclose(matrix[0, 0], 1)
-    np.testing.assert_allclose(matrix[0, 1], np.mean(np.einsum("cp,cip->ci", unit(exact), unit(a))))
-    np.testing.assert_allclose(matrix[1, 2], np.mean(np.einsum("cip,cjp->cij", unit(a), unit(b))))
-    np.testing.assert_allclose(matrix, matrix.T)
-    # a case without a gradient does not count
-    silent = np.concatenate([exact, np.zeros((1, 3))])
-    more = [np.concatenate([draws, np.ones((1, *draws.shape[1:]))]) for draws in (a, b)]
-    np.testing.assert_allclose(_matrix([row_of(draws) for draws in more], silent), matrix)
-
-
-def test_credit_is_a_share_of_what_is_due():
-    due = np.array([[[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]], [[0.0, 5.0], [0.0, 2.0], [0.0, 0.0]]])
-    half = _credit(due / 2, due)
-    np.testing.assert_allclose(half.fraction[:2], 1 / 2)
-    np.testing.assert_allclose(half.error[:2], 0, atol=1e-15)
-    np.testing.assert_allclose(half.weight, np.array([math.sqrt(50), math.sqrt(5), 0]) / math.sqrt(50))
-    assert math.isnan(half.fraction[2])
-    found = due.copy()
-    found[1] = 0  # all of the first case, nothing of the second
-    uneven = _credit(found, due)
-    np.testing.assert_allclose(uneven.fraction[:2], [1 / 2, 1 / 5])
-    # residuals ± 25/2, of a ratio of sums over two cases
-    np.testing.assert_allclose(uneven.error[0], math.sqrt(2 * 12.5**2 * 2 / 1) / 50)

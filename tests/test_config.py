@@ -48,7 +48,7 @@ def test_defaults_and_what_estimators_override():
     assert read.task == config.TaskConfig("add", {"t1": 3})
     assert read.model == config.ModelConfig("vanilla_rnn", (8, 4), {"leak": 0.5})
     assert read.run == config.RunConfig(
-        seeds=3, seed=0, precision="float32", axis="steps", chunk=4096, fast=False
+        seeds=3, seed=0, precision="float32", axis="steps", chunk=4096, only=(), fast=False
     )
     tbptt, rtrl, uoro = read.estimators
     assert (tbptt.label, tbptt.steps, tbptt.seeds) == ("tbptt(10)", 120, 3)
@@ -82,7 +82,7 @@ def test_defaults_and_what_estimators_override():
         (
             "run.stesp",
             1,
-            "run.stesp: unknown key; did you mean 'steps'? possible: axis, chunk, fast, precision, ",
+            "run.stesp: unknown key; did you mean 'steps'? possible: axis, chunk, fast, only, precision, ",
         ),
         ("run.precision", "float46", "run.precision: unknown name 'float46'; did you mean 'float64'? "),
         ("run.axis", "time", "run.axis: unknown name 'time'; possible: steps, updates"),
@@ -177,9 +177,21 @@ def test_the_configs_that_ship(path):
     assert "Paper:" in (text := path.read_text()) or "Setting:" in text
 
 
+def test_some_of_the_estimators():
+    tables = changed("run.only", ["noisy", "rtrl"])
+    chosen = parse(tables).estimators
+    # in the file's order, and blamed by their places in the file
+    assert [(row.label, row.index) for row in chosen] == [("rtrl", 1), ("noisy", 2)]
+    assert parse(tables).compare.by == "rtrl"
+    with pytest.raises(
+        ConfigError, match=r"run.only: unknown label 'noise'; did you mean 'noisy'\? possible: "
+    ):
+        parse(changed("run.only", ["noise"]))
+
+
 def test_the_schema_names_every_key():
     keys = {field.name for field in dataclasses.fields(config.RunConfig)}
-    keys |= {field.name for field in dataclasses.fields(config.EstimatorConfig)} - {"options"}
+    keys |= {field.name for field in dataclasses.fields(config.EstimatorConfig)} - {"options", "index"}
     keys |= {"cell", "hidden", "learning_rate", "[task]", "[model]", "[run]", "[optimizer]", "[[estimator]]"}
     assert [key for key in keys if key not in config.SCHEMA] == []
     for name, value in (("chunk", 4096), ("seeds", 1), ("seed", 0), ("window", 1)):

@@ -40,7 +40,10 @@ def test_every_config_has_a_fast_variant(path):
     assert "fast" in tables(path)
     assert fast.run.fast
     assert not whole.run.fast
-    assert [row.label for row in fast.estimators] == [row.label for row in whole.estimators]
+    labels = [row.label for row in whole.estimators]
+    # a few of them, so that the tests compile less
+    assert [row.label for row in fast.estimators] == [name for name in labels if name in fast.run.only]
+    assert len(fast.estimators) > 1
     assert max(row.steps for row in fast.estimators) < min(row.steps for row in whole.estimators)
 
 

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from online_grads import Estimate, Estimator, Model, fbptt, kernl, rflo, rtrl, tbptt, uoro
-from online_grads.diagnostics import decrease, estimates, exact, leaf_slices, observed, quality
+from online_grads.diagnostics import (
+    alignments,
+    credit,
+    decrease,
+    estimates,
+    exact,
+    leaf_slices,
+    observed,
+    quality,
+)
 from online_grads.flat import flatten
 from tests import models
 
@@ -411,3 +420,37 @@ def test_leaf_slices_are_where_the_leaves_are(name):
     leaves = jax.tree.leaves(params)
     for part, leaf in zip(found.values(), leaves, strict=True):
         np.testing.assert_array_equal(vector[part], np.ravel(leaf))
+
+
+def test_the_matrix_is_of_independent_draws():
+    random = np.random.default_rng(0)
+    exact, a, b = random.normal(size=(4, 3)), random.normal(size=(4, 5, 3)), random.normal(size=(4, 1, 3))
+    matrix = alignments([exact[:, None], a, b])
+    unit = lambda v: v / np.linalg.norm(v, axis=-1, keepdims=True)
+    pairs = np.einsum("cip,cjp->cij", unit(a), unit(a))
+    other = [pairs[:, i, j] for i in range(5) for j in range(5) if i != j]
+    np.testing.assert_allclose(matrix[1, 1], np.mean(other))
+    np.testing.assert_allclose(matrix[2, 2], 1)  # without noise, with itself
+    np.testing.assert_allclose(matrix[0, 0], 1)
+    np.testing.assert_allclose(matrix[0, 1], np.mean(np.einsum("cp,cip->ci", unit(exact), unit(a))))
+    np.testing.assert_allclose(matrix[1, 2], np.mean(np.einsum("cip,cjp->cij", unit(a), unit(b))))
+    np.testing.assert_allclose(matrix, matrix.T)
+    # a case without a gradient does not count
+    silent = np.concatenate([exact, np.zeros((1, 3))])
+    more = [np.concatenate([draws, np.ones((1, *draws.shape[1:]))]) for draws in (a, b)]
+    np.testing.assert_allclose(alignments([silent[:, None], *more]), matrix)
+
+
+def test_credit_is_a_share_of_what_is_due():
+    due = np.array([[[3.0, 4.0], [1.0, 0.0], [0.0, 0.0]], [[0.0, 5.0], [0.0, 2.0], [0.0, 0.0]]])
+    half = credit(due / 2, due)
+    np.testing.assert_allclose(half.fraction[:2], 1 / 2)
+    np.testing.assert_allclose(half.error[:2], 0, atol=1e-15)
+    np.testing.assert_allclose(half.weight, np.array([math.sqrt(50), math.sqrt(5), 0]) / math.sqrt(50))
+    assert math.isnan(half.fraction[2])
+    found = due.copy()
+    found[1] = 0  # all of the first case, nothing of the second
+    uneven = credit(found, due)
+    np.testing.assert_allclose(uneven.fraction[:2], [1 / 2, 1 / 5])
+    # residuals ± 25/2, of a ratio of sums over two cases
+    np.testing.assert_allclose(uneven.error[0], math.sqrt(2 * 12.5**2 * 2 / 1) / 50)
