@@ -11,7 +11,8 @@ import numpy as np
 from online_grads.bench import DTYPE, INPUTS, OUTPUTS, REFUSALS, Cost, first_sentence, slope
 from online_grads.capacity import largest, state_polynomial
 from online_grads.estimators.registry import ESTIMATORS
-from online_grads.plots import CostCurve, cost_curves, replace, save
+from online_grads.files import write_whole
+from online_grads.plots import CostCurve, cost_curves, save
 from online_grads.report import columns
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -110,7 +111,7 @@ def write(rows: Sequence[Cost], folder: Path, *, window: int, repeats: int) -> N
     """
     text = json.dumps(summary(rows, window=window, repeats=repeats), indent=2, ensure_ascii=False)
     figure = cost_curves(curves(rows), title=header(window=window, repeats=repeats))
-    replace(folder / "bench.json", text.encode())
+    write_whole(folder / "bench.json", text.encode())
     save(figure, folder / "bench")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from online_grads.compare import THROUGH, Comparison
+from online_grads.files import write_whole
 from online_grads.gradient_plots import (
     Line,
     Point,
@@ -14,7 +15,7 @@ from online_grads.gradient_plots import (
     bias_variance,
     credit_by_lag,
 )
-from online_grads.plot_style import replace, save
+from online_grads.plot_style import save
 from online_grads.report import columns
 
 NOTE = f"""\
@@ -98,7 +99,7 @@ def write(found: Comparison, folder: Path) -> None:
     if lags are asked for.
     """
     np.savez(packed := io.BytesIO(), **arrays(found))  # type: ignore[arg-type]
-    replace(folder / "diagnostics.npz", packed.getbuffer())
+    write_whole(folder / "diagnostics.npz", packed.getbuffer())
     for name, figure in figures(found).items():
         save(figure, folder / name)
 

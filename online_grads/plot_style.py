@@ -6,11 +6,12 @@ they stay distinct under colour blindness.
 """
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from online_grads.files import write_whole
 
 COLUMN, PAGE = 3.3, 6.8  # inches: one column of a paper, and its full width
 SETTINGS: dict[Any, Any] = {
@@ -188,14 +189,7 @@ def save(figure, path: Path) -> None:
         # without a date, so that the same numbers give the same file
         figure.savefig(pages["pdf"], format="pdf", metadata={"CreationDate": None})
     for suffix, page in pages.items():
-        replace(path.with_name(f"{path.name}.{suffix}"), page.getbuffer())
-
-
-def replace(path: Path, content) -> None:
-    """Write bytes to a file, which is complete or as it was."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+        write_whole(path.with_name(f"{path.name}.{suffix}"), page.getbuffer())
 
 
 _PLACES = {name: (hue, i) for hue, names in FAMILIES.items() for i, name in enumerate(names)}

@@ -27,7 +27,6 @@ from online_grads.plot_style import (
     new_figure,
     padded,
     paper,
-    replace,
     save,
     styles,
     thickness,
@@ -35,7 +34,7 @@ from online_grads.plot_style import (
 
 __all__ = [
     "COLUMN", "PAGE", "CostCurve", "Curve", "Line", "Point", "alignment_matrix", "alignment_over_training",
-    "bias_variance", "cost_curves", "credit_by_lag", "learning_curves", "level_curves", "replace", "save",
+    "bias_variance", "cost_curves", "credit_by_lag", "learning_curves", "level_curves", "save",
 ]  # fmt: skip
 
 POINTS = 200  # at most, per line

@@ -14,7 +14,8 @@ import numpy as np
 
 from online_grads.config import OWN_OPTIMIZERS
 from online_grads.experiment import Report, Result
-from online_grads.plots import Curve, learning_curves, level_curves, replace, save
+from online_grads.files import write_whole
+from online_grads.plots import Curve, learning_curves, level_curves, save
 from online_grads.scores import best, diverged, never_advanced, scores
 
 NOTE = """\
@@ -127,7 +128,7 @@ def write(report: Report, folder: Path) -> None:
     `<label>/level` [learning rates, seeds, 1 + chunks] and `<label>/level_step` too.
     """
     text = json.dumps(summary(report), indent=2, ensure_ascii=False, allow_nan=False)
-    replace(folder / "summary.json", text.encode())
+    write_whole(folder / "summary.json", text.encode())
     arrays = {}
     for result in report.results:
         for name in ("loss", "finite", "grad_norm"):
@@ -138,7 +139,7 @@ def write(report: Report, folder: Path) -> None:
             arrays[f"{result.config.label}/level"] = result.levels.reached
             arrays[f"{result.config.label}/level_step"] = result.levels.steps
     np.savez(packed := io.BytesIO(), **arrays)
-    replace(folder / "metrics.npz", packed.getbuffer())
+    write_whole(folder / "metrics.npz", packed.getbuffer())
     title = report.config.task.name.replace("_", " ")
     figure = learning_curves(
         curves(report),
