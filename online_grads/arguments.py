@@ -1,8 +1,10 @@
 """Checks that constructors share: what was expected, what came."""
 
+import difflib
 import math
 import numbers
 import operator
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +126,18 @@ def float_dtype(dtype, name: str = "dtype"):
     if jax.dtypes.canonicalize_dtype(wanted) != wanted:
         raise ValueError(f"{name} {wanted} needs jax.config.update('jax_enable_x64', True)")
     return wanted
+
+
+def unknown(what: str, name: str, names: Iterable[str]) -> str:
+    """One line that says that a name is unknown, what is close to it, and what is possible.
+
+    >>> unknown("cell 'gruu'", "gruu", ["gru", "lstm"])
+    "unknown cell 'gruu'; did you mean 'gru'? possible: gru, lstm"
+    """
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown {what}; {hint}possible: {', '.join(names)}"
 
 
 def an_optimizer(name: str, given, default: optax.GradientTransformation | None = None):

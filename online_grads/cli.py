@@ -12,13 +12,14 @@ from types import ModuleType
 from typing import NoReturn
 
 from online_grads import bench, bench_report, compare_report, config, report
+from online_grads.arguments import unknown
 from online_grads.cells import CELLS
 from online_grads.compare import compare
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.experiment import train
 from online_grads.optimizers import OPTIMIZERS
 from online_grads.signatures import options
-from online_grads.tables import ConfigError, unknown
+from online_grads.tables import ConfigError
 from online_grads.tasks import TASKS
 
 

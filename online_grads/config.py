@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from online_grads import optimizers
+from online_grads.arguments import unknown
 from online_grads.cells import CELLS
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.optimizers import OptimizerConfig
-from online_grads.tables import ConfigError, Section, lay, override, unknown
+from online_grads.tables import ConfigError, Section, lay, override
 from online_grads.tasks import TASKS
 
 SCHEMA = """\

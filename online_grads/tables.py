@@ -1,12 +1,12 @@
 """Reading the tables of a config: what is taken is ticked off, what is left over is a mistake."""
 
-import difflib
 import inspect
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from online_grads.arguments import unknown
 from online_grads.signatures import expected, fits, options
 
 REQUIRED = inspect.Parameter.empty
@@ -86,18 +86,6 @@ class Section:
         """No key may be left."""
         for key in self.rest:
             raise self.error(key, unknown("key", key, self.known))
-
-
-def unknown(what: str, name: str, names: Iterable[str]) -> str:
-    """One line that says that a name is unknown, what is close to it, and what is possible.
-
-    >>> unknown("cell 'gruu'", "gruu", ["gru", "lstm"])
-    "unknown cell 'gruu'; did you mean 'gru'? possible: gru, lstm"
-    """
-    names = sorted(names)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown {what}; {hint}possible: {', '.join(names)}"
 
 
 def override(tables: dict[str, Any], item: str) -> None:

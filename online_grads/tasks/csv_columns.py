@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from online_grads.tables import unknown
+from online_grads.arguments import unknown
 
 MISSING = ("", "na", "n/a", "nan", "null", "none")
 
