@@ -185,7 +185,8 @@ def alignment_over_training(
 ):
     """How well an estimate points along the true gradient, at several points of a training.
 
-    The steps are on a logarithmic axis, with a place for 0, if the last is more than 50 times the first.
+    The steps are on a logarithmic axis, with a place for 0, if the largest is more than 50 times the smallest
+    above 0.
 
     Args:
         steps: [P] of the stream, at which gradients are compared.

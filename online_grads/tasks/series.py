@@ -50,7 +50,7 @@ def series(
         normalise: False takes the values as they are, μ = 0 and σ = 1.
         memory: μ and σ forget with this time constant, in steps; by default never.
         warmup: rows of a pass that only μ and σ see before the first forecast, the row of which is the
-            last of them; more while σ is 0.
+            last of them; more while σ is 0. Without `normalise` there is none: the first row forecasts.
         delimiter: what is between fields.
         dtype: of x and y, by default JAX's float.
 

@@ -10,9 +10,10 @@ isi and iti are uniform over their ranges, both ends included. Distractor d = 1,
 with probability 1/(10 d), whatever else happens, and is on from a firing for distractor_length steps: one
 that fires again meanwhile stays on. A trial is a function of key and index, so the return needs no waiting:
 
-    G_t = (what is still to come of this trial) + γ^(steps left of it) V          V = the next trial's start
+    G_t = (what is still to come of this trial) + γ^(its steps after t) V          V = Σ_{j≥0} γ^j US_{s+j}
 
-with V summed over so many trials that γ^steps is below 1e-8 beyond them.
+where s is the first step of the next trial: V is the return one step before it, G_{s-1}. It is summed over so
+many trials that γ^steps is below 1e-8 beyond them.
 """
 
 import math
@@ -58,7 +59,7 @@ class _Trial(NamedTuple):
     us_begins: Array  # [] int32, its isi
     duration: Array  # [] int32
     cue: Cue
-    following: Array  # [] V, the return of the trials after this one, at the first step of the next
+    following: Array  # [] V = Σ_j γ^j US_{s+j}, where s is the first step of the next trial
 
 
 def conditioning(
@@ -205,7 +206,7 @@ def _moments(timing, us_probability):
     to_come, powers = _tables(timing)
     p, us_length = us_probability, timing.us_length
     isis, itis = (np.arange(least, most + 1) for least, most in (timing.isi, timing.iti))
-    # the return from a trial's start: V = us·to_come + γ^duration V', V' of the next trial
+    # V at a trial, the return one step before it: V = us·to_come + γ^duration V', V' of the next trial
     whole, past_isi = to_come[isis + us_length], timing.discount**isis
     decay, decay_squared = (np.mean(past_isi**n) * np.mean(timing.discount ** (n * itis)) for n in (1, 2))
     v = p * np.mean(whole) / (1 - decay)
