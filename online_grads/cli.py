@@ -6,7 +6,8 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -177,22 +178,24 @@ def _bench(arguments: argparse.Namespace) -> int:
             raise UsageError("--memory measures nothing that --save could write; leave one of them out")
         print(bench_report.fitting(cells, estimators, arguments.memory))
         return 0
+    place: AbstractContextManager[Path | None] = nullcontext()
     if arguments.save is not None:
         _require("matplotlib")
-        folder = _folder(arguments.save, arguments.save, option="--save")
+        place = _folder(arguments.save, arguments.save, option="--save")
     options = {"window": arguments.window, "repeats": arguments.repeats}
     limit = arguments.limit or bench.memory_limit()
-    found = bench.costs(cells, sorted(set(arguments.sizes)), estimators, **options, limit=limit)
-    rows, status = _measured(found, len(cells) * len(set(arguments.sizes)) * len(estimators))
-    said = f"{bench_report.header(**options)}\n\n{bench_report.table(rows)}"
-    if arguments.save is not None:
-        # before the table: its reader may close the pipe
-        try:
-            bench_report.write(rows, folder, **options)
-            said += f"\n\nwritten to {folder}"
-        except OSError as error:
-            print(f"online-grads: --save {folder}: {error.strerror}; nothing saved", file=sys.stderr)
-            status = status or 2
+    with place as folder:
+        found = bench.costs(cells, sorted(set(arguments.sizes)), estimators, **options, limit=limit)
+        rows, status = _measured(found, len(cells) * len(set(arguments.sizes)) * len(estimators))
+        said = f"{bench_report.header(**options)}\n\n{bench_report.table(rows)}"
+        if folder is not None:
+            # before the table: its reader may close the pipe
+            try:
+                bench_report.write(rows, folder, **options)
+                said += f"\n\nwritten to {folder}"
+            except OSError as error:
+                print(f"online-grads: --save {folder}: {error.strerror}; nothing saved", file=sys.stderr)
+                status = status or 2
     print(said)
     return status
 
@@ -237,40 +240,48 @@ def _with_folder(arguments: argparse.Namespace, work: Callable, said: ModuleType
     overrides = [*["run.fast=true"] * arguments.fast, *arguments.set]
     chosen = config.load(arguments.config, overrides)
     _require("matplotlib", "tqdm")
-    folder = _folder(arguments.out, Path("runs") / f"{Path(arguments.config).stem}{suffix}")
-    try:
+    with _folder(arguments.out, Path("runs") / f"{Path(arguments.config).stem}{suffix}") as folder:
         found = work(chosen, progress=sys.stderr.isatty())
-    except BaseException:
-        if arguments.out is None:
-            folder.rmdir()
-        raise
-    said.write(found, folder)
+        said.write(found, folder)
     print(said.table(found))
     print(f"\nwritten to {folder}")
     return found
 
 
-def _folder(asked: Path | None, default: Path, option: str = "--out") -> Path:
-    """The folder asked for, if it is empty; else the first of default, default-2, ... that does not exist."""
+@contextmanager
+def _folder(asked: Path | None, default: Path, option: str = "--out") -> Iterator[Path]:
+    """The folder asked for, if it is empty; else the first of default, default-2, ... that does not exist.
+
+    One that is made here is removed in the end if nothing was written into it.
+    """
     folder = asked or default
     try:
-        if asked is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        if asked is None:
+            numbered = (default.with_name(f"{default.name}-{count}") for count in itertools.count(2))
+            folder, made = next(filter(_make, itertools.chain([default], numbered))), True
+        else:
+            made = _make(folder)
             if any(folder.iterdir()):
                 raise UsageError(
                     f"{option} {folder}: not empty, and nothing is overwritten; name another folder"
                 )
-            return folder
-        default.parent.mkdir(parents=True, exist_ok=True)
-        for count in itertools.count(2):
-            try:  # making it is also what reserves it
-                folder.mkdir()
-                break
-            except FileExistsError:
-                folder = default.with_name(f"{default.name}-{count}")
-        return folder
     except OSError as error:
         raise UsageError(f"{folder}: {error.strerror}") from None
+    try:
+        yield folder
+    finally:
+        if made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _make(folder: Path) -> bool:
+    """Make a folder, which is also what reserves it; False if there is something of that name."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _list(arguments: argparse.Namespace) -> int:

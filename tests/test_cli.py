@@ -210,14 +210,19 @@ def test_mistakes_in_a_comparison_are_one_line_and_leave_nothing(here, capsys):
     assert not list(here.glob("runs/*"))
 
 
-def test_an_interrupted_comparison_leaves_nothing(here, capsys, monkeypatch):
+@pytest.mark.parametrize(("command", "work"), [("run", "train"), ("compare", "compare")])
+def test_an_interruption_leaves_no_folder_but_those_that_were_there(here, capsys, monkeypatch, command, work):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("online_grads.cli.compare", interrupted)
-    assert main(["compare", "small.toml"]) == 130
-    assert capsys.readouterr().err == "online-grads: interrupted, nothing written\n"
+    monkeypatch.setattr(f"online_grads.cli.{work}", interrupted)
+    (here / "mine").mkdir()
+    for out in ([], ["--out", "new"], ["--out", "mine"]):
+        assert main([command, "small.toml", *out]) == 130
+        assert capsys.readouterr().err == "online-grads: interrupted, nothing written\n"
     assert not list(here.glob("runs/*"))
+    assert not (here / "new").exists()
+    assert (here / "mine").is_dir()
 
 
 def test_list_shows_the_registry(capsys):
@@ -314,6 +319,7 @@ def test_a_bench_that_cannot_be_saved_is_still_printed(here, capsys, monkeypatch
     assert "--save out: No space left on device; nothing saved" in err
     assert "4 KiB" in out
     assert "written" not in out
+    assert not (here / "out").exists()
 
 
 def test_bench_prints_what_fits_in_memory(capsys):
