@@ -61,7 +61,8 @@ def compare(config: Config, *, progress: bool = False) -> Comparison:
     """Compare all estimators' gradients with the exact one and with one another.
 
     The networks are those of the seeds, trained by one of the estimators; at each point of the training
-    they are frozen and read the next `streams` stretches of their streams.
+    they are frozen and read the next `streams` stretches of their streams. (A curriculum looks at the
+    losses at the points, too, and may so come further than in `train`.)
 
     Args:
         config: what to compare; see [compare] in `online_grads.config.SCHEMA`.
@@ -71,8 +72,9 @@ def compare(config: Config, *, progress: bool = False) -> Comparison:
         A `Comparison`.
 
     Raises:
-        ConfigError: a task, cell or estimator refuses its options or the model, or a window does not
-            divide the steps of a stretch.
+        ConfigError: a task, cell or estimator refuses its options or the model, a window does not divide
+            the steps of a stretch or those up to a point, a variant of the model computes something else,
+            or the training diverges before its last point.
 
     >>> from online_grads.config import parse
     >>> found = compare(parse({
@@ -99,7 +101,8 @@ def compare(config: Config, *, progress: bool = False) -> Comparison:
         truth, step, groups = _exact(chosen, model), _step(chosen, model), _groups(model)
         through = groups[THROUGH]
         rows = [Compared(each, [], [], np.zeros(0), None) for each in config.estimators]
-        with bar(len(rows) * len(chosen.at), "compare", "estimator") if progress else _silent() as advanced:
+        shown = bar(len(rows) * len(chosen.at), "compare", "estimator") if progress else _silent()
+        with shown as advanced:
             for params, streams in _training(config, task, model, starts, by):
                 arguments = (params, starts, *_stretches(chosen, task, streams))
                 e, due = map(_cases, truth(*arguments))
@@ -145,7 +148,10 @@ def _training(
     state, done = trained.init(starts), 0
     for at in config.compare.at:
         for _, length in spans(at - done, by.window, config.run.chunk) if at > done else ():
-            state, *_ = trained.advance(state, length)
+            state, metrics, bad = trained.advance(state, length)
+            if min(bad) < length or not metrics.finite.all():
+                what = "the stream" if min(bad) < length else f"the training with {by.label}"
+                raise ConfigError(f"{config.source}: compare.at: {what} is not finite before step {at}")
         done = at
         # copied, as the next advance donates them
         yield jax.tree.map(lambda leaf: jnp.copy(leaf[0]), (state[0].params, state[1]))
@@ -163,13 +169,13 @@ def _drawing(
     config: Config, task: Task, model: Model, starts: Start, row: EstimatorConfig, index: int
 ) -> Callable:
     """(params, starts, xs, ys) -> `Gradients` of an estimator, [seeds, streams, ...]."""
-    chosen, wrapped = config.compare, observed(model_of(config, task, row) if row.model else model)
-    estimator = estimator_of(config, row, wrapped)
-    with blaming(config, place(row), (ValueError,)):  # a variant may have other parameters
-        jax.eval_shape(jax.vmap(lambda s: estimator.init(s.params, s.hidden, key=s.key)), starts)
+    chosen, variant = config.compare, model_of(config, task, row) if row.model else model
+    estimator = estimator_of(config, row, observed(variant))
+    if row.model:
+        with blaming(config, place(row), (TypeError, ValueError)):
+            _check_variant(task, model, variant, starts)
     keys = chosen.keys if ESTIMATORS[row.name].stochastic else 1
-    # a critic adds up all the losses to come: no lag of it can be told apart
-    lags = 0 if row.name == "dni" else chosen.lags
+    lags = chosen.lags if ESTIMATORS[row.name].by_lag else 0
     settings = {"warmup": chosen.warmup, "window": row.window, "lags": lags}
 
     def network(params, start, xs, ys):
@@ -181,6 +187,25 @@ def _drawing(
         return jax.vmap(one)(xs, ys, noise)
 
     return _over_networks(network)
+
+
+def _check_variant(task: Task, model: Model, variant: Model, starts: Start) -> None:
+    """A variant may differentiate otherwise; its parameters and what it computes must be the same."""
+    shapes = [jax.eval_shape(each.init, jax.random.key(0)) for each in (model, variant)]
+    if shapes[0] != shapes[1]:
+        raise ValueError("with its model parameters or hidden state are others than with [model]")
+    first = jax.tree.map(lambda leaf: leaf[0], starts)
+    xs, ys = task.draw(first.stream, 20)[1]
+
+    def losses(of):
+        def step(h, xy):
+            h = of.transition(first.params, h, xy[0])
+            return h, of.loss(first.params, h, xy[1])[0]
+
+        return jax.lax.scan(step, first.hidden, (xs, ys))[1]
+
+    if not np.allclose(losses(model), losses(variant), rtol=1e-3, atol=1e-6):
+        raise ValueError("with its model the losses are others than with [model], so are the gradients")
 
 
 def _exact(chosen: CompareConfig, model: Model) -> Callable:

@@ -22,10 +22,10 @@ NOTE = f"""\
 Gradients of {{steps}} steps after {{at}} steps of training with {{by}}. Networks: {{networks}}, stretches
 for each: {{streams}}, draws where there is noise: {{keys}}. All but the decrease is for the parameters that
 act {THROUGH}.
-alignment: cosine with the exact gradient, mean over cases ± standard error; bias, variance: relative to the
-exact gradient (bias below its noise is not told from 0); signal/noise: |mean|² over variance; signs: share of
-entries with the right sign; decrease: of the loss by a step along the estimate at the learning rate, to first
-and to second order, and at the best rate for it"""
+alignment: cosine with the exact gradient, mean ± standard error over stretches; bias, variance: relative to
+the exact gradient; its noise: √(variance/draws), only a bias well above it is certain; signal/noise: |mean|²
+over variance; signs: share of entries with the right sign; decrease: of the loss by a step of plain gradient
+descent along the estimate, at the learning rate to first and to second order, and at the best rate for it"""
 
 
 def table(found: Comparison) -> str:
@@ -52,7 +52,8 @@ def table(found: Comparison) -> str:
         rows.append(
             (
                 row.config.label,
-                f"{q.alignment[0]:.3f} ± {q.alignment_se[0]:.3f}",
+                f"{q.alignment[0]:.3f}"
+                + ("" if np.isnan(q.alignment_se[0]) else f" ± {q.alignment_se[0]:.3f}"),
                 *(f"{value:.2g}" for value in measured),
                 f"{q.signs[0]:.3f}",
                 *(f"{value:.3g}" for value in d),
@@ -109,7 +110,6 @@ def figures(found: Comparison) -> dict:
     names = [(row.config.label, row.config.name) for row in found.rows]
     last = [row.quality[-1] for row in found.rows]
     points = [Point(*name, q.bias[0], q.variance[0]) for name, q in zip(names, last, strict=True)]
-    cases = found.config.run.seeds * found.config.compare.streams
     drawn = {
         "alignment_matrix": alignment_matrix(["exact", *(label for label, _ in names)], found.alignment),
         "bias_variance": bias_variance(points, draws=found.config.compare.keys),
@@ -123,8 +123,7 @@ def figures(found: Comparison) -> dict:
     ]
     if credits:
         lags = np.arange(len(credits[0][1].fraction))
-        lines = [
-            Line(*name, credit.fraction, credit.error if cases > 1 else None) for name, credit in credits
-        ]
+        error = lambda reach: None if np.isnan(reach.error).all() else reach.error
+        lines = [Line(*name, reach.fraction, error(reach)) for name, reach in credits]
         drawn["credit_by_lag"] = credit_by_lag(lags, lines, credits[0][1].weight)
     return drawn

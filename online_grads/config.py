@@ -40,7 +40,8 @@ A config is a TOML file with these sections (a key shown with a value has it by 
 [optimizer]
   name = "adam"         the other keys are that optimizer's own options, as optax names them
   learning_rate         a number, or a list: all are trained; the table and the figure show the best
-                        (fewest diverged seeds, then lowest final loss), summary.json holds all
+                        (fewest diverged seeds, then highest level of a curriculum, then lowest final
+                        loss), summary.json holds all
   slowdown = 0.0        after t steps of the stream the rate is learning_rate / (1 + slowdown √t)
 [[estimator]]           one table for each line of the figure
   name                  the estimator; the other keys are its own options
@@ -54,7 +55,7 @@ A config is a TOML file with these sections (a key shown with a value has it by 
   feedback = "symmetric" or "random"    for estimators that take a feedback; random matrices are drawn
                         from [run]'s first seed
   inner_optimizer = {}  for estimators that learn a part of their own: name and learning_rate as in
-                        [optimizer], one rate; by default the estimator's
+                        [optimizer], one rate; t counts updates of that part; by default the estimator's
   jacobian_optimizer = {}  likewise, for dni with a learned jacobian
 [compare]               for `online-grads compare`, at frozen parameters; each seed of [run] is a network
   by                    the estimator, by label, that trains the networks; by default the first
@@ -62,7 +63,7 @@ A config is a TOML file with these sections (a key shown with a value has it by 
   streams = 8           stretches of the stream for each network
   warmup = 100          steps before each stretch, for the state and what an estimator learns of its own
   steps = 20            of a stretch: the gradient of its mean loss, no further back than its first step
-  keys = 16             draws of an estimator's noise for each stretch
+  keys = 16             draws of an estimator's noise for each stretch, 2 or more
   lags = 0              so many lags in the figure of credit by lag, at most the steps
 
 --set section.key=value replaces a value, written as in TOML; a bare word is a string. estimator.key is
@@ -192,7 +193,7 @@ def parse(tables: dict[str, Any], overrides: Iterable[str] = (), *, source: str 
 def _laid(tables: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """The tables as they count: [fast] laid over them if [run] asks for it, then the overrides."""
 
-    def overridden():
+    def laid(fast: bool):
         read = copy.deepcopy({name: table for name, table in tables.items() if name != "fast"})
         if fast:
             lay(read, Section("fast", tables.get("fast", {})).rest, "fast")
@@ -200,10 +201,9 @@ def _laid(tables: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             override(read, item)
         return read
 
-    fast = False
-    run = overridden().get("run")
-    fast = isinstance(run, dict) and run.get("fast") is True
-    return overridden()
+    plain = laid(fast=False)
+    run = plain.get("run")
+    return laid(fast=True) if isinstance(run, dict) and run.get("fast") is True else plain
 
 
 def _config(tables: dict[str, Any], source: str) -> Config:
@@ -281,6 +281,8 @@ def _compare(section: Section, estimators: tuple[EstimatorConfig, ...]) -> Compa
         raise section.error("at", f"expected steps ≥ 0 in ascending order, got {list(compare.at)}")
     if compare.warmup < 0:
         raise section.error("warmup", f"must be at least 0, got {compare.warmup}")
+    if compare.keys == 1 and any(ESTIMATORS[estimator.name].stochastic for estimator in estimators):
+        raise section.error("keys", "expected 2 or more, as some of the estimators are random, got 1")
     if not 0 <= compare.lags <= compare.steps:
         raise section.error("lags", f"expected 0 to {compare.steps}, the steps, got {compare.lags}")
     return compare

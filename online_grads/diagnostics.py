@@ -48,7 +48,7 @@ class Quality(NamedTuple):
     alignment: np.ndarray  # mean of ⟨g, e⟩ / (|g| |e|), 0 where g = 0; cases with e = 0 do not count
     alignment_se: np.ndarray  # its standard error over these cases, nan for one
     bias: np.ndarray  # √(Σ (|ḡ − e|² − v/keys) / Σ |e|²), v = the draws' variance; 0 if that is negative
-    noise: np.ndarray  # √(Σ v/keys / Σ |e|²): a bias below it is not told from 0
+    noise: np.ndarray  # √(Σ v/keys / Σ |e|²): what the bias would show of noise if it were not corrected
     variance: np.ndarray  # Σ v / Σ |e|²
     signal_to_noise: np.ndarray  # Σ (|ḡ|² − v/keys) / Σ v; inf without noise
     signs: np.ndarray  # share of the entries with |g e| > 1e-10 whose signs are the same
@@ -58,7 +58,7 @@ def quality(draws: np.ndarray, exact: np.ndarray, groups: Sequence = (slice(None
     """What an estimator's draws are worth, for groups of parameters.
 
     Args:
-        draws: [cases, keys, p]; one key is enough where nothing is random.
+        draws: [cases, keys, p]; one key where nothing is random, and there only: it shows no variance.
         exact: [cases, p].
         groups: indices into the p parameters, such as the slices of `leaf_slices`; by default all.
 
@@ -81,7 +81,8 @@ def _quality(g: np.ndarray, e: np.ndarray) -> tuple[float, ...]:
     variance = np.sum((g - mean[:, None]) ** 2) / max(keys - 1, 1)
     product = g * e[:, None]
     found, due = np.linalg.norm(g, axis=-1), np.linalg.norm(e, axis=-1)
-    cosine = np.mean(product.sum(-1) / np.where(found == 0, 1, found), axis=1)[due > 0] / due[due > 0]
+    some = due != 0  # nan, too: a network that has diverged shows
+    cosine = np.mean(product.sum(-1) / np.where(found == 0, 1, found), axis=1)[some] / due[some]
     counted = np.abs(product) > LEAST
     return (
         cosine.sum() / cosine.size,
@@ -99,7 +100,7 @@ class Decrease(NamedTuple):
 
     first: Array  # η ⟨∇L, g⟩, averaged over estimates g
     second: Array  # η ⟨∇L, g⟩ − ½ η² gᵀ ∇²L g, averaged
-    best: Array  # the second for the best η ≥ 0: ⟨∇L, g⟩² / (2 gᵀ ∇²L g), of averages; inf without curvature
+    best: Array  # the second for the best η ≥ 0: ⟨∇L, g⟩² / (2 gᵀ ∇²L g), of averages; inf where it has none
 
 
 def decrease(
@@ -147,7 +148,8 @@ def decrease(
     theta = vector(params)
     slope, curvature = jax.lax.map(along, draws)
     first, bend = jnp.mean(slope), jnp.mean(curvature)
-    best = jnp.where(bend > 0, jnp.maximum(first, 0) ** 2 / (2 * bend), jnp.inf)
+    endless = jnp.where(first > 0, jnp.inf, 0 * first)  # downhill for ever, or not at all
+    best = jnp.where(bend > 0, jnp.maximum(first, 0) ** 2 / (2 * bend), endless + 0 * bend)
     return Decrease(rate * first, rate * first - rate**2 * bend / 2, best)
 
 
@@ -186,7 +188,8 @@ def alignments(draws: Sequence[np.ndarray]) -> np.ndarray:
 
     Args:
         draws: [cases, keys, p] of each of E estimators, of one key where nothing is random; the exact
-            gradient may be one of them. Cases in which the first is zero do not count.
+            gradient may be one of them. Cases in which the first is zero do not count; a draw of 0 counts
+            as alignment 0.
 
     Returns:
         [E, E]; on the diagonal the alignment of two independent draws of the same estimator.
@@ -200,12 +203,14 @@ def alignments(draws: Sequence[np.ndarray]) -> np.ndarray:
         length = np.linalg.norm(g, axis=-1, keepdims=True)
         return np.mean(g / np.where(length > 0, length, 1), axis=1)
 
-    units = np.stack([direction(g) for g in draws])[:, np.any(draws[0], axis=(1, 2))]
+    counted = np.any(draws[0], axis=(1, 2))
+    units = np.stack([direction(g) for g in draws])[:, counted]
     with np.errstate(all="ignore"):  # nan where no case has a gradient
         matrix = np.einsum("acp,bcp->ab", units, units) / np.float64(units.shape[1])
     for i, g in enumerate(draws):
-        if (keys := g.shape[1]) > 1:  # |Σ u|² counts each draw with itself, too
-            matrix[i, i] = (keys * matrix[i, i] - 1) / (keys - 1)
+        if (keys := g.shape[1]) > 1:  # |Σ u|² counts each draw that is not zero with itself, too
+            alone = np.any(g, axis=-1)[counted].mean()
+            matrix[i, i] = (keys * matrix[i, i] - alone) / (keys - 1)
     return matrix
 
 
@@ -213,7 +218,7 @@ class Credit(NamedTuple):
     """How much of the gradient due to each lag is recovered: ⟨ĉ, c⟩ / |c|², sums over cases."""
 
     fraction: np.ndarray  # [lags]
-    error: np.ndarray  # [lags] its standard error over cases
+    error: np.ndarray  # [lags] its standard error over cases, nan for one
     weight: np.ndarray  # [lags] |c|, as a share of the largest
 
 
@@ -235,7 +240,7 @@ def credit(found: np.ndarray, due: np.ndarray) -> Credit:
     cases, total = len(due), square.sum(axis=0)
     with np.errstate(all="ignore"):
         fraction = product.sum(axis=0) / total
-        spread = np.sum((product - fraction * square) ** 2, axis=0) * cases / max(cases - 1, 1)
+        spread = np.sum((product - fraction * square) ** 2, axis=0) * cases / np.float64(cases - 1)
         error = np.sqrt(spread) / total
     size = np.sqrt(total)
     return Credit(fraction, error, size / max(size.max(), np.finfo(float).tiny))

@@ -21,7 +21,7 @@ from online_grads.scores import best, diverged, never_advanced, scores
 NOTE = """\
 loss: mean over the last tenth of the updates ± standard error over the seeds that did not diverge
 µs/step: of one seed at one learning rate; an estimator's seeds are trained side by side
-diverged: seeds that are not finite or end above where they began"""
+diverged: seeds that are not finite or, without a curriculum, end above where they began"""
 
 
 def table(report: Report) -> str:

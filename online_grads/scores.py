@@ -11,7 +11,8 @@ from online_grads.experiment import Result
 class Score(NamedTuple):
     """One estimator at one learning rate; losses in the task's unit, None where there is no number.
 
-    The means go over the seeds that did not diverge; if all did, over those whose losses are finite.
+    The means of losses go over the seeds that did not diverge; if all did, over those whose losses are
+    finite.
     """
 
     learning_rate: float
@@ -52,7 +53,7 @@ def diverged(result: Result) -> np.ndarray:
 def best(result: Result) -> int:
     """The index of the learning rate to show: fewest diverged seeds, then lowest final loss.
 
-    With a curriculum, whose losses are those of tasks of different length, the highest level comes first.
+    With a curriculum the highest level comes before the loss, which is that of tasks of different length.
     """
     found = scores(result)
 

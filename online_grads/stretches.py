@@ -4,11 +4,11 @@ One network on one *stretch* of a stream is a case. An estimator first lives thr
 the hidden state and what it learns of its own settle. Then its memory of the past is cut by a reset that
 leaves the hidden state as it is, and it estimates the gradient of
 
-    L = Σ_t w_t ℓ_t / Σ_t w_t          over the steps of the stretch,
+    L = (1/T) Σ_t ℓ_t          over the T steps of the stretch,
 
 no further back than its first step: the gradient that `jax.grad` of the stretch has too. With many draws of
-an estimator's noise for each case this gives its bias and its variance. With w on the last loss only, and the
-cut put later and later, it tells how far back credit reaches.
+an estimator's noise for each case this gives its bias and its variance. With the last loss only, and the cut
+put later and later, it tells how far back credit reaches.
 """
 
 from collections.abc import Callable
@@ -30,10 +30,17 @@ class Gradients(NamedTuple):
     by_lag: Array  # [lags, ..., p] of the last loss: the part that is due to the use of θ lag steps before
 
 
-def observed(model: Model) -> Model:
-    """The model with inputs (x, cut, hidden) and targets (y, weight).
+class Observed(NamedTuple):
+    """The hidden state of an observed model."""
 
-        h_t = transition(θ, cut_t ? hidden_t : h_{t-1}, x_t)          w_t ℓ_t
+    hidden: PyTree  # the model's own
+    counted: Array  # [] bool: does this step's loss count?
+
+
+def observed(model: Model) -> Model:
+    """The model with inputs (x, cut, hidden, counted).
+
+        h_t = transition(θ, cut_t ? hidden_t : h_{t-1}, x_t)          counted_t ? ℓ_t : 0
 
     With hidden_t = h_{t-1} a cut changes no state; it is a reset, so that estimators forget there.
 
@@ -42,24 +49,28 @@ def observed(model: Model) -> Model:
     >>> example = (jnp.zeros(3), jnp.zeros(2))
     >>> model = og.from_cell(cell, readout, og.losses.squared_error, example=example)
     >>> [leaf.shape for leaf in observed(model).example[0]]
-    [(3,), (), (8,)]
+    [(3,), (), (8,), ()]
     """
 
-    def transition(params, hidden, x):
-        x, cut, begin = x
-        return model.transition(params, jax.tree.map(lambda b, h: jnp.where(cut, b, h), begin, hidden), x)
+    def init(key):
+        params, hidden = model.init(key)
+        return params, Observed(hidden, jnp.array(False))
 
-    def loss(params, hidden, y):
-        y, weight = y
-        value, outputs = model.loss(params, hidden, y)
-        return weight.astype(value.dtype) * value, outputs
+    def transition(params, state, x):
+        x, cut, begin, counted = x
+        h = jax.tree.map(lambda b, h: jnp.where(cut, b, h), begin, state.hidden)
+        return Observed(model.transition(params, h, x), counted)
 
-    params, hidden = jax.eval_shape(model.init, jax.random.key(0))
+    def loss(params, state, y):
+        # whether a loss counts is part of the state, as a critic may take all of y for features
+        value, outputs = model.loss(params, state.hidden, y)
+        return jnp.where(state.counted, value, jnp.zeros_like(value)), outputs
+
+    hidden = jax.eval_shape(model.init, jax.random.key(0))[1]
     x, y = model.example
-    weight = jax.ShapeDtypeStruct((), flatten(params).dtype)
+    flag = jax.ShapeDtypeStruct((), jnp.bool_)
     reset = lambda x: x[1] if model.reset is None else x[1] | model.reset(x[0])
-    example = ((x, jax.ShapeDtypeStruct((), jnp.bool_), hidden), (y, weight))
-    return Model(model.init, transition, loss, example, reset)
+    return Model(init, transition, loss, ((x, flag, hidden, flag), y), reset)
 
 
 def estimates(
@@ -91,7 +102,8 @@ def estimates(
         lags: how many lags to take apart, at most the steps. The readout's part is in lag 0.
 
     Returns:
-        `Gradients` with whole [keys, p] and by_lag [lags, keys, p].
+        `Gradients` with whole [keys, p] and by_lag [lags, keys, p]. A critic (dni) counts the losses that it
+        expects beyond the stretch, too, and its by_lag means nothing: it does not tell one loss from another.
 
     Raises:
         ValueError: the stream is not longer than the warm-up, has fewer steps than lags after it, or the
@@ -110,32 +122,34 @@ def estimates(
     before = _trajectory(model, params, hidden, xs)
     layout = flatten(params)
     part = lambda tree, begin, end: jax.tree.map(lambda leaf: leaf[begin:end], tree)
-    first = lambda tree, at: jax.tree.map(lambda leaf: leaf[at], tree)
+
+    def start(step, key):
+        h = jax.tree.map(lambda leaf: leaf[step], before)
+        return estimator.init(params, Observed(h, jnp.array(False)), key=key)
 
     def begun(key):
         """The estimator's state before the stretch."""
         if estimator.flush is not None or warmup < window:
-            return estimator.init(params, first(before, warmup), key=key)
+            return start(warmup, key)
         begin = warmup % window
-        state = estimator.init(params, first(before, begin), key=key)
-        never, one = jnp.zeros(warmup - begin, bool), jnp.ones(warmup - begin, layout.dtype)
+        state = start(begin, key)
+        never, always = (jnp.full(warmup - begin, value) for value in (False, True))
         x, h_tm1, y = part((xs, before, ys), begin, warmup)
-        parts = segments((x, never, h_tm1), (y, one), window)
-        return jax.lax.scan(lambda state, xy: (estimator.update(state, params, *xy)[0], None), state, parts)[
-            0
-        ]
+        parts = segments((x, never, h_tm1, always), y, window)
+        state, _ = jax.lax.scan(
+            lambda state, xy: (estimator.update(state, params, *xy)[0], None), state, parts
+        )
+        return state
 
     states = jax.vmap(begun)(keys)
     x, h_tm1, y = part((xs, before, ys), warmup, None)
 
-    def at(cut, weights):
-        data = (x, jnp.arange(steps) == cut, h_tm1), (y, weights)
-        total = jax.vmap(lambda state: gradient_sum(estimator, state, params, *data, window=window)[0])(
-            states
-        )
-        return jax.vmap(lambda tree: layout.split(tree)[0])(total)
+    def at(cut, counted):
+        data = (x, jnp.arange(steps) == cut, h_tm1, counted), y
+        drawn = lambda state: gradient_sum(estimator, state, params, *data, window=window)[0]
+        return jax.vmap(lambda state: layout.split(drawn(state))[0])(states)
 
-    return _gradients(at, steps, lags, layout.dtype)
+    return _gradients(at, steps, lags)
 
 
 def exact(
@@ -158,18 +172,19 @@ def exact(
     x, h_tm1, y = jax.tree.map(lambda leaf: leaf[warmup:], (xs, before, ys))
     layout, wrapped = flatten(params), observed(model)
 
-    def at(cut, weights):
+    def at(cut, counted):
         def loss(params):
             def step(h, xy):
                 h = wrapped.transition(params, h, xy[0])
                 return h, wrapped.loss(params, h, xy[1])[0]
 
-            data = (x, jnp.arange(steps) == cut, h_tm1), (y, weights)
-            return jnp.sum(jax.lax.scan(step, jax.tree.map(lambda leaf: leaf[0], h_tm1), data)[1])
+            first = Observed(jax.tree.map(lambda leaf: leaf[0], h_tm1), jnp.array(False))
+            data = (x, jnp.arange(steps) == cut, h_tm1, counted), y
+            return jnp.sum(jax.lax.scan(step, first, data)[1])
 
         return layout.split(jax.grad(loss)(params))[0]
 
-    return _gradients(at, steps, lags, layout.dtype)
+    return _gradients(at, steps, lags)
 
 
 def _lengths(ys: PyTree, warmup: int, lags: int) -> tuple[int, int]:
@@ -186,11 +201,11 @@ def _trajectory(model: Model, params: PyTree, hidden: PyTree, xs: PyTree) -> PyT
     return jax.lax.scan(lambda h, x: (model.transition(params, h, x), h), hidden, xs)[1]
 
 
-def _gradients(at: Callable, steps: int, lags: int, dtype) -> Gradients:
-    """From `at`: (cut, weights [steps]) -> the gradient of the weighted sum of losses back to step `cut`."""
-    last = jnp.zeros(steps, dtype).at[-1].set(1)
+def _gradients(at: Callable, steps: int, lags: int) -> Gradients:
+    """From `at`: (cut, counted [steps]) -> the gradient of the sum of counted losses back to step `cut`."""
+    last = jnp.arange(steps) == steps - 1
     cuts = jnp.array([0, *range(steps - 1, steps - 1 - lags, -1)])
-    weights = jnp.stack([jnp.full(steps, 1 / steps, dtype), *[last] * lags])
-    found = jax.lax.map(lambda each: at(*each), (cuts, weights))
+    counted = jnp.stack([jnp.ones(steps, bool), *[last] * lags])
+    found = jax.lax.map(lambda each: at(*each), (cuts, counted))
     # credit that reaches back to a lag, less what reaches back one step less, with the same noise
-    return Gradients(found[0], jnp.diff(found[1:], axis=0, prepend=jnp.zeros_like(found[:1])))
+    return Gradients(found[0] / steps, jnp.diff(found[1:], axis=0, prepend=jnp.zeros_like(found[:1])))

@@ -145,7 +145,7 @@ def _put(tables: dict[str, Any], section: str, keys: list[str], value: Any, blam
 
 
 def _value(item: str, text: str) -> Any:
-    if re.fullmatch(r"[A-Za-z_][\w./-]*", text) and text not in ("true", "false", "inf", "nan"):
+    if re.fullmatch(r"[A-Za-z_./~][\w./~-]*", text) and text not in ("true", "false", "inf", "nan"):
         return text
     try:
         (value,) = tomllib.loads(f"value = {text}").values()

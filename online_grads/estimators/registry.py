@@ -39,6 +39,7 @@ class Row(NamedTuple):
     reference: str
     needs: str = "both modes"  # of differentiation, that the transition must offer
     delay: str = "none"  # by how many steps its gradients come late; what is owed, `flush` gives
+    by_lag: bool = True  # False for a critic: it adds up all losses to come, so that no lag can be told apart
 
 
 ESTIMATORS: dict[str, Row] = {
@@ -59,6 +60,7 @@ ESTIMATORS: dict[str, Row] = {
     "dni": Row(
         dni, "future-facing", "A[n, features]", False, False, "biased", "n² + p", "n²",
         "forward + backward", "Jaderberg et al. 2017, arXiv:1608.05343", needs="reverse mode",
+        by_lag=False,
     ),
     "artbp": Row(
         artbp, "future-facing", "random window", True, True, "unbiased while no cut is forced",
