@@ -20,8 +20,8 @@ from online_grads.report import columns
 
 NOTE = f"""\
 Gradients of {{steps}} steps after {{at}} steps of training with {{by}}. Networks: {{networks}}, stretches
-for each: {{streams}}, draws where there is noise: {{keys}}. All but the decrease is for the parameters that
-act {THROUGH}.
+for each: {{streams}}, draws where there is noise: {{keys}}. The first table, the decrease apart, is for the
+parameters that act {THROUGH}, the second for all and for each leaf.
 alignment: cosine with the exact gradient, mean ± standard error over stretches; bias, variance: relative to
 the exact gradient; its noise: √(variance/draws), only a bias well above it is certain; signal/noise: |mean|²
 over variance; signs: share of entries with the right sign; decrease: of the loss by a step of plain gradient

@@ -42,16 +42,24 @@ LEAST = 1e-10  # products of gradients below it count neither as agreement of si
 class Quality(NamedTuple):
     """What draws tell about an estimator, over all cases; every field [groups] of parameters.
 
-    With a case's draws g, their mean ḡ and the exact gradient e, and sums over cases:
+    With a case's draws g, their mean ḡ and variance v = E |g − ḡ|², the exact gradient e, sums over cases:
+
+    * alignment: mean of ⟨g, e⟩ / (|g| |e|), 0 where g = 0; cases with e = 0 do not count;
+      alignment_se: its standard error over these cases, nan for one.
+    * bias: √(Σ (|ḡ − e|² − v/keys) / Σ |e|²), 0 if that is negative;
+      noise: √(Σ v/keys / Σ |e|²), what the bias would show of noise if it were not corrected.
+    * variance: Σ v / Σ |e|².
+    * signal_to_noise: Σ (|ḡ|² − v/keys) / Σ v, inf without noise.
+    * signs: share of the entries with |g e| > 1e-10 whose signs are the same.
     """
 
-    alignment: np.ndarray  # mean of ⟨g, e⟩ / (|g| |e|), 0 where g = 0; cases with e = 0 do not count
-    alignment_se: np.ndarray  # its standard error over these cases, nan for one
-    bias: np.ndarray  # √(Σ (|ḡ − e|² − v/keys) / Σ |e|²), v = the draws' variance; 0 if that is negative
-    noise: np.ndarray  # √(Σ v/keys / Σ |e|²): what the bias would show of noise if it were not corrected
-    variance: np.ndarray  # Σ v / Σ |e|²
-    signal_to_noise: np.ndarray  # Σ (|ḡ|² − v/keys) / Σ v; inf without noise
-    signs: np.ndarray  # share of the entries with |g e| > 1e-10 whose signs are the same
+    alignment: np.ndarray
+    alignment_se: np.ndarray
+    bias: np.ndarray
+    noise: np.ndarray
+    variance: np.ndarray
+    signal_to_noise: np.ndarray
+    signs: np.ndarray
 
 
 def quality(draws: np.ndarray, exact: np.ndarray, groups: Sequence = (slice(None),)) -> Quality:
@@ -96,11 +104,19 @@ def _quality(g: np.ndarray, e: np.ndarray) -> tuple[float, ...]:
 
 
 class Decrease(NamedTuple):
-    """What a step along an estimate is expected to take off the mean loss of the stretches; each []."""
+    """What a step against an estimate is expected to take off the mean loss of the stretches; each [].
 
-    first: Array  # η ⟨∇L, g⟩, averaged over estimates g
-    second: Array  # η ⟨∇L, g⟩ − ½ η² gᵀ ∇²L g, averaged
-    best: Array  # the second for the best η ≥ 0: ⟨∇L, g⟩² / (2 gᵀ ∇²L g), of averages; inf where it has none
+    Averages over estimates g:
+
+    * first: η ⟨∇L, g⟩.
+    * second: η ⟨∇L, g⟩ − ½ η² gᵀ ∇²L g.
+    * best: the second at the best η ≥ 0, ⟨∇L, g⟩² / (2 gᵀ ∇²L g) with averages above and below; inf where
+      it leads downhill and the loss does not curve up.
+    """
+
+    first: Array
+    second: Array
+    best: Array
 
 
 def decrease(
@@ -117,7 +133,7 @@ def decrease(
     Args:
         model: the model.
         params: θ of one network.
-        hidden: the states before the stretches, every leaf [stretches, ...].
+        hidden: the states before the stretches, after any warm-up, every leaf [stretches, ...].
         xs, ys: the stretches, [stretches, steps, ...].
         draws: estimates g [count, p], as in `Gradients`.
         rate: η.
@@ -215,18 +231,22 @@ def alignments(draws: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class Credit(NamedTuple):
-    """How much of the gradient due to each lag is recovered: ⟨ĉ, c⟩ / |c|², sums over cases."""
+    """How much of the gradient due to each lag is recovered; every field [lags].
 
-    fraction: np.ndarray  # [lags]
-    error: np.ndarray  # [lags] its standard error over cases, nan for one
-    weight: np.ndarray  # [lags] |c|, as a share of the largest
+    * fraction: ⟨ĉ, c⟩ / |c|², sums over cases; error: its standard error over cases, nan for one.
+    * weight: |c|, as a share of the largest.
+    """
+
+    fraction: np.ndarray
+    error: np.ndarray
+    weight: np.ndarray
 
 
 def credit(found: np.ndarray, due: np.ndarray) -> Credit:
     """How far back an estimator's credit reaches.
 
     Args:
-        found: [cases, lags, p], what it gives to each lag, a mean over draws of `Gradients.by_lag`.
+        found: [cases, lags, p], what it gives to each lag: the mean of `Gradients.by_lag` over its keys.
         due: [cases, lags, p], what the exact gradient gives.
 
     Returns:

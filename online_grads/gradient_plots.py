@@ -98,7 +98,7 @@ def bias_variance(
 
     Args:
         points: what to draw.
-        draws: N.
+        draws: N, the draws for each case.
         title: of the figure.
         width: in inches.
 

@@ -106,8 +106,8 @@ def estimates(
         expects beyond the stretch, too, and its by_lag means nothing: it does not tell one loss from another.
 
     Raises:
-        ValueError: the stream is not longer than the warm-up, has fewer steps than lags after it, or the
-            window does not divide these steps.
+        ValueError: the stream is not longer than the warm-up, has fewer steps than lags after it, the
+            window does not divide these steps, or the estimator is not one of `observed(model)`.
 
     >>> import online_grads as og
     >>> cell, readout = og.cells.gru(3, 4), og.readouts.linear(4, 2)
@@ -124,6 +124,7 @@ def estimates(
     part = lambda tree, begin, end: jax.tree.map(lambda leaf: leaf[begin:end], tree)
 
     def start(step, key):
+        """The estimator's state before a step."""
         h = jax.tree.map(lambda leaf: leaf[step], before)
         return estimator.init(params, Observed(h, jnp.array(False)), key=key)
 
@@ -141,6 +142,10 @@ def estimates(
         )
         return state
 
+    try:
+        jax.eval_shape(start, warmup, keys[0])
+    except ValueError as error:
+        raise ValueError(f"is the estimator one of observed(model)? {error}") from None
     states = jax.vmap(begun)(keys)
     x, h_tm1, y = part((xs, before, ys), warmup, None)
 

@@ -5,11 +5,27 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from online_grads import Estimate, Estimator, Model, fbptt, kernl, rflo, rtrl, tbptt, uoro
+from online_grads import (
+    Estimate,
+    Estimator,
+    Model,
+    cells,
+    dni,
+    fbptt,
+    from_cell,
+    kernl,
+    losses,
+    readouts,
+    rflo,
+    rtrl,
+    tbptt,
+    uoro,
+)
 from online_grads.flat import flatten
-from online_grads.stretches import estimates, exact, observed
+from online_grads.stretches import Observed, estimates, exact, observed
 from tests import models
 
 WARMUP, STEPS = 5, 6
@@ -99,13 +115,13 @@ def test_the_warm_up_is_whole_windows_the_last_ones():
     )
 
     def init(params, hidden, *, key):
-        return jnp.stack([hidden, *jnp.zeros((2, 1)).ravel()])
+        return jnp.stack([hidden.hidden, *jnp.zeros((2, 1)).ravel()])
 
     def update(state, params, xs, ys):
-        x, cut, _ = xs
+        x, cut, *_ = xs
         state = state + jnp.stack([jnp.zeros(()), x.sum(), cut.sum().astype(float)])
-        # the sum over segments counts each as often as it has steps
-        return state, Estimate({"w": state / len(x)}, jnp.zeros(()), None, {})
+        # the stretch is one segment, and the mean over its steps
+        return state, Estimate({"w": state}, jnp.zeros(()), None, {})
 
     given = (*model.init(jax.random.key(0)), 2.0 ** jnp.arange(11.0), jnp.ones(11))
     seen = lambda estimator, warmup, window, steps: (
@@ -151,12 +167,12 @@ def test_a_cut_changes_no_loss():
     wrapped = observed(model)
     estimator = rtrl(wrapped)
     _, before = jax.lax.scan(lambda h, x: (model.transition(params, h, x), h), hidden, xs)
-    weights = jnp.ones(WARMUP + STEPS)
+    always = jnp.ones(WARMUP + STEPS, bool)
 
     @jax.jit
     def run(cut, begin):
-        state = estimator.init(params, hidden, key=ONE[0])
-        return estimator.update(state, params, (xs, cut, begin), (ys, weights))[1]
+        state = estimator.init(params, Observed(hidden, always[0]), key=ONE[0])
+        return estimator.update(state, params, (xs, cut, begin, always), ys)[1]
 
     never, once = jnp.zeros(WARMUP + STEPS, bool), jnp.arange(WARMUP + STEPS) == 4
     uncut, cut = run(never, before), run(once, before)
@@ -171,9 +187,9 @@ def test_a_cut_is_a_reset_beside_those_of_the_model():
     episodic = observed(models.fixed_start(models.gru()))
     x, h = jnp.ones(models.INPUTS), jnp.ones(models.HIDDEN)
     for cut in (True, False):
-        assert bool(plain.reset((x, jnp.array(cut), h))) == cut
+        assert bool(plain.reset((x, jnp.array(cut), h, True))) == cut
         for own in (True, False):
-            assert bool(episodic.reset(((x, jnp.array(own)), jnp.array(cut), h))) == (cut or own)
+            assert bool(episodic.reset(((x, jnp.array(own)), jnp.array(cut), h, True))) == (cut or own)
 
 
 def lags_of(make, lags=STEPS, window=1, name="vanilla"):
@@ -250,3 +266,21 @@ def test_keys_are_draws_of_the_noise_alone():
     np.testing.assert_allclose(noisy.whole[1], alone.whole[0], rtol=1e-12)
     np.testing.assert_allclose(noisy.by_lag[:, 1], alone.by_lag[:, 0], rtol=1e-12)
     assert not np.allclose(noisy.whole[0], noisy.whole[1], rtol=1e-3)
+
+
+def test_a_critic_counts_losses_at_their_own_scale():
+    """On a periodic stream a synthesiser over all the phases becomes exact, before and after the cut."""
+    period, warmup, steps = 3, 3000, 30
+    cell, readout = cells.vanilla_rnn(period, 4), readouts.linear(4, 1)
+    example = jnp.zeros(period), jnp.zeros(1)
+    model = from_cell(cell, readout, losses.squared_error, example=example)
+    params, hidden = model.init(jax.random.key(0))
+    phase = jnp.arange(warmup + steps, dtype=jnp.int32) % period
+    xs, ys = jax.nn.one_hot(phase, period), phase.astype(float)[:, None] / period - 0.5
+    estimator = dni(observed(model), inner_optimizer=optax.sgd(0.3), copy_every=1)
+    case = jax.jit(
+        lambda e: estimates(model, e, params, hidden, xs, ys, keys=ONE, warmup=warmup), static_argnums=0
+    )
+    found, due = case(estimator).whole[0], exact(model, params, hidden, xs, ys, warmup=warmup).whole
+    # the last steps' credit beyond the stretch is all that differs
+    assert abs(found @ due / (due @ due) - 1) < 0.1
