@@ -1,8 +1,6 @@
 """`python -m online_grads` is `online-grads`."""
 
-import sys
-
-from online_grads.cli import main
+from online_grads.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -59,6 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def entry() -> NoReturn:
+    """Run the command line and leave the process."""
+    status = main()
+    if status == 130:
+        # compiled programs may still run in their threads; to tear the interpreter down under them crashes
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="online-grads", description="Online gradient estimators for recurrent networks.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
