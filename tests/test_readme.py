@@ -36,3 +36,10 @@ def test_the_estimator_table_is_the_registry():
         ]
         for name, row in ESTIMATORS.items()
     ]
+
+
+def test_every_config_is_listed():
+    text = README.read_text(encoding="utf-8").split("## The command line")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `(configs/\w+\.toml)` \|", text, re.MULTILINE)
+    root = README.parent
+    assert sorted(listed) == sorted(str(path.relative_to(root)) for path in (root / "configs").glob("*.toml"))
