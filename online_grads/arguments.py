@@ -89,6 +89,19 @@ def _number(name: str, value) -> float | None:
     return number
 
 
+def in_order(**limits) -> None:
+    """Refuse two limits of which the first is above the second.
+
+    Raises:
+        ValueError: it is.
+
+    >>> in_order(shortest=1, longest=5)
+    """
+    (low, least), (high, most) = limits.items()
+    if least > most:
+        raise ValueError(f"{low} must be at most {high}, got {least} and {most}")
+
+
 def number_in(low: float, high: float, **values) -> None:
     """Refuse anything but numbers in the open interval (low, high).
 
@@ -135,9 +148,29 @@ def unknown(what: str, name: str, names: Iterable[str]) -> str:
     "unknown cell 'gruu'; did you mean 'gru'? possible: gru, lstm"
     """
     names = sorted(names)
+    if not names:
+        return f"unknown {what}; none is possible"
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown {what}; {hint}possible: {', '.join(names)}"
+
+
+def shown(value) -> str:
+    """A value as TOML writes it, where tuples are lists.
+
+    >>> shown((1, 2)), shown("x")
+    ('[1, 2]', "'x'")
+    """
+    return repr(list(value) if isinstance(value, tuple) else value)
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something.
+
+    >>> counted(1, "row"), counted(2, "row")
+    ('1 row', '2 rows')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def an_optimizer(name: str, given, default: optax.GradientTransformation | None = None):

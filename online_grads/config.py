@@ -16,59 +16,9 @@ from online_grads.arguments import unknown
 from online_grads.cells import CELLS
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.optimizers import OptimizerConfig
+from online_grads.schema import SCHEMA as SCHEMA
 from online_grads.tables import ConfigError, Section, lay, override
 from online_grads.tasks import TASKS
-
-SCHEMA = """\
-A config is a TOML file with these sections (a key shown with a value has it by default):
-
-[task]
-  name                  the stream to learn; the other keys are that task's own options
-[model]                 left out where the task is about one particular model
-  cell                  the recurrent cell; the other keys are that cell's own options
-  hidden                its size; a list of sizes stacks as many cells
-[run]
-  steps | updates       how long to train: steps of the stream, or parameter updates
-  seeds = 1             how many seeds, trained side by side
-  seed = 0              the first of them
-  precision = "float32" or "float64"
-  axis                  what the figure shows, "steps" or "updates"; by default the one given above
-  chunk = 4096          steps per compiled call, at most; a curriculum looks at the losses after each
-  only = []             labels of the estimators to train or compare; by default all
-  fast = false          true lays the sections under [fast] over the config: [fast.run] and so on,
-                        [fast.estimator] over every estimator
-[optimizer]
-  name = "adam"         the other keys are that optimizer's own options, as optax names them
-  learning_rate         a number, or a list: all are trained; the table and the figure show the best
-                        (fewest diverged seeds, then highest level of a curriculum, then lowest final
-                        loss), summary.json holds all
-  slowdown = 0.0        after t steps of the stream the rate is learning_rate / (1 + slowdown √t)
-[[estimator]]           one table for each line of the figure
-  name                  the estimator; the other keys are its own options
-  label                 what the table and the figure call it; by default its name, window if not 1
-  window = 1            steps per segment and parameter update; must divide the steps
-  steps | updates       in place of [run]'s
-  seeds                 in place of [run]'s: one is enough where nothing is random
-  optimizer = {}        laid over [optimizer]; with another name it starts afresh
-  frozen = []           parameters that are not trained, as dotted paths: "cell", "cell.W_rec"
-  model = {}            options of the cell laid over [model]'s, for this estimator
-  feedback = "symmetric" or "random"    for estimators that take a feedback; random matrices are drawn
-                        from [run]'s first seed
-  inner_optimizer = {}  for estimators that learn a part of their own: name and learning_rate as in
-                        [optimizer], one rate; t counts updates of that part; by default the estimator's
-  jacobian_optimizer = {}  likewise, for dni with a learned jacobian
-[compare]               for `online-grads compare`, at frozen parameters; each seed of [run] is a network
-  by                    the estimator, by label, that trains the networks; by default the first
-  at = [0]              after how many steps of this training gradients are compared
-  streams = 8           stretches of the stream for each network
-  warmup = 100          steps before each stretch, for the state and what an estimator learns of its own
-  steps = 20            of a stretch: the gradient of its mean loss, no further back than its first step
-  keys = 16             draws of an estimator's noise for each stretch, 2 or more
-  lags = 0              so many lags in the figure of credit by lag, at most the steps
-
---set section.key=value replaces a value, written as in TOML; a bare word is a string. estimator.key is
-for all estimators, estimator.0.key for the first. Setting steps drops updates, and the other way round.
-"""
 
 # Arguments of estimators that take an optimizer.
 OWN_OPTIMIZERS = ("inner_optimizer", "jacobian_optimizer")
@@ -203,7 +153,11 @@ def _laid(tables: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
     plain = laid(fast=False)
     run = plain.get("run")
-    return laid(fast=True) if isinstance(run, dict) and run.get("fast") is True else plain
+    if not isinstance(run, dict) or run.get("fast") is not True:
+        return plain
+    if "fast" not in tables:
+        raise ConfigError("run.fast: there is no [fast] section")
+    return laid(fast=True)
 
 
 def _config(tables: dict[str, Any], source: str) -> Config:
@@ -254,14 +208,15 @@ def _run(section: Section) -> tuple[RunConfig, tuple[str, int] | None]:
     length = _length(section)
     run = RunConfig(
         seeds=section.positive("seeds", 1),
-        seed=section.take("seed", int, 0),
+        seed=section.positive("seed", 0, least=0),
         precision=section.take("precision", str, "float32", one_of=("float32", "float64")),
         axis=section.take("axis", str, length[0] if length else "steps", one_of=("steps", "updates")),
         chunk=section.positive("chunk", 4096),
-        only=section.take("only", tuple[str, ...], ()),
+        only=section.distinct("only", section.take("only", tuple[str, ...], ())),
         fast=section.take("fast", bool, False),
     )
     section.end()
+    section.countable("seed", run.seed + run.seeds - 1, "the last seed ")
     return run, length
 
 
@@ -272,15 +227,15 @@ def _compare(section: Section, estimators: tuple[EstimatorConfig, ...]) -> Compa
         at=section.take("at", tuple[int, ...], (0,)),
         streams=section.positive("streams", 8),
         keys=section.positive("keys", 16),
-        warmup=section.take("warmup", int, 100),
+        warmup=section.positive("warmup", 100, least=0),
         steps=section.positive("steps", 20),
         lags=section.take("lags", int, 0),
     )
     section.end()
     if not compare.at or list(compare.at) != sorted(set(compare.at)) or compare.at[0] < 0:
         raise section.error("at", f"expected steps ≥ 0 in ascending order, got {list(compare.at)}")
-    if compare.warmup < 0:
-        raise section.error("warmup", f"must be at least 0, got {compare.warmup}")
+    drawn = compare.streams * (compare.warmup + compare.steps)
+    section.countable("streams", drawn, "streams × (warmup + steps) ")
     if compare.keys == 1 and any(ESTIMATORS[estimator.name].stochastic for estimator in estimators):
         raise section.error("keys", "expected 2 or more, as some of the estimators are random, got 1")
     if not 0 <= compare.lags <= compare.steps:
@@ -313,9 +268,12 @@ def _estimator(
     unit, number = length
     if unit == "steps" and number % window:
         below = number - number % window
-        near = f"{below} and {below + window}" if below else f"{window}"
-        raise section.error("window", f"{window} does not divide {number} steps; it divides {near}")
+        near = f"; it divides {below} and {below + window}" if below else ""
+        raise section.error("window", f"{window} does not divide {number} steps{near}")
+    steps = number if unit == "steps" else number * window
+    section.countable("window", steps, "updates × window ")
     seeds = section.positive("seeds", run.seeds)
+    section.countable("seeds", run.seed + seeds - 1, "the last seed ")
     own = Section(f"{section.where}.optimizer", section.take("optimizer", dict, {}))
     constructor = ESTIMATORS[name].constructor
     takes = inspect.signature(constructor).parameters
@@ -330,10 +288,10 @@ def _estimator(
         name=name,
         label=label,
         window=window,
-        steps=number if unit == "steps" else number * window,
+        steps=steps,
         seeds=seeds,
         optimizer=optimizers.read(own, optimizer),
-        frozen=section.take("frozen", tuple[str, ...], ()),
+        frozen=section.distinct("frozen", section.take("frozen", tuple[str, ...], ())),
         model=variant.options(CELLS[model.cell]) if model else {},
         options=section.options(constructor),
         feedback=feedback,

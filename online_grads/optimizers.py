@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from online_grads.arguments import shown
 from online_grads.tables import Section
 from online_grads.types import Array, PyTree
 
@@ -38,13 +39,14 @@ def read(own: Section, shared: dict[str, Any]) -> OptimizerConfig:
     afresh = "name" in own and own.rest["name"] != shared.get("name", "adam")
     section = own if afresh else Section(own.where if own.rest else "optimizer", {**shared, **own.rest})
     name = section.take("name", str, "adam", one_of=OPTIMIZERS)
-    rates = section.take("learning_rate", float | tuple[float, ...])
-    rates = rates if isinstance(rates, tuple) else (rates,)
+    given = section.take("learning_rate", float | tuple[float, ...])
+    rates = given if isinstance(given, tuple) else (given,)
     if not rates or not all(math.isfinite(rate) and rate >= 0 for rate in rates):
-        raise section.error("learning_rate", f"expected numbers ≥ 0, got {list(rates)}")
+        raise section.error("learning_rate", f"expected finite numbers ≥ 0, got {shown(given)}")
+    section.distinct("learning_rate", rates)
     slowdown = section.take("slowdown", float, 0.0)
     if not (math.isfinite(slowdown) and slowdown >= 0):
-        raise section.error("slowdown", f"expected a number ≥ 0, got {slowdown}")
+        raise section.error("slowdown", f"expected a finite number ≥ 0, got {slowdown}")
     options = section.options(getattr(optax, name))
     return OptimizerConfig(name, tuple(map(float, rates)), options, float(slowdown))
 

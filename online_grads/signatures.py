@@ -12,7 +12,8 @@ from typing import Any
 
 # Arguments that the library itself fills in.
 SUPPLIED = ("model", "inputs", "hidden", "learning_rate", "dtype", "axis_name")
-WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string", dict: "a table"}
+PLURALS = {int: "integers", float: "numbers", str: "strings"}
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -36,6 +37,8 @@ def fits(value: Any, annotation: Any) -> bool:
 
     >>> fits(1, float), fits(True, int), fits((1, 2), tuple[int, ...]), fits("x", int | None)
     (True, False, True, False)
+    >>> fits((1, 2), tuple[int, int]), fits((1,), tuple[int, int])
+    (True, False)
     """
     arguments = typing.get_args(annotation)
     origin = typing.get_origin(annotation) or annotation
@@ -48,8 +51,10 @@ def fits(value: Any, annotation: Any) -> bool:
     if origin in (int, float):
         return isinstance(value, (int, origin)) and not isinstance(value, bool)
     if _is_list(origin):
+        if not isinstance(value, tuple) or _length(annotation) not in (None, len(value)):
+            return False
         kinds = [kind for kind in arguments if kind is not Ellipsis] or [Any]
-        return isinstance(value, tuple) and all(any(fits(v, kind) for kind in kinds) for v in value)
+        return all(any(fits(v, kind) for kind in kinds) for v in value)
     return isinstance(value, origin) if isinstance(origin, type) else True
 
 
@@ -57,7 +62,9 @@ def expected(annotation: Any) -> str:
     """The annotation in words.
 
     >>> expected(int | None), expected(tuple[int, ...]), expected(float | int)
-    ('an integer', 'a list', 'a number')
+    ('an integer', 'a list of integers', 'a number')
+    >>> expected(tuple[int, int])
+    'a list of 2 integers'
     """
     arguments = typing.get_args(annotation)
     origin = typing.get_origin(annotation) or annotation
@@ -67,8 +74,18 @@ def expected(annotation: Any) -> str:
         sayable = [a for a in arguments if a in WORDS or _is_list(a)]
         return " or ".join(expected(a) for a in sayable if not (a is int and float in arguments))
     if _is_list(origin):
-        return "a list"
+        length, kinds = _length(annotation), {*arguments} - {Ellipsis}
+        words = PLURALS.get(kinds.pop()) if len(kinds) == 1 else None
+        number = "" if length is None else f"{length} "
+        return f"a list of {number}{words}" if words else "a list"
     return WORDS.get(origin, getattr(origin, "__name__", str(origin)))
+
+
+def _length(annotation: Any) -> int | None:
+    """Of the list that tuple[int, int] takes; None where any length will do."""
+    arguments = typing.get_args(annotation)
+    fixed = typing.get_origin(annotation) is tuple and Ellipsis not in arguments
+    return len(arguments) if fixed else None
 
 
 def _is_function(annotation: Any) -> bool:

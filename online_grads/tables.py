@@ -6,10 +6,11 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from online_grads.arguments import unknown
+from online_grads.arguments import counted, shown, unknown
 from online_grads.signatures import expected, fits, options
 
 REQUIRED = inspect.Parameter.empty
+MOST = 2**31 - 1  # JAX counts in int32
 
 
 class ConfigError(ValueError):
@@ -54,18 +55,30 @@ class Section:
                 raise self.error(key, f"missing; {wanted}")
             return default
         value = self.rest.pop(key)
-        if not fits(value, kind):
-            raise self.error(key, f"expected {expected(kind)}, got {_shown(value)}")
+        self._check(key, value, kind)
         if one_of and value not in one_of:
             raise self.error(key, unknown(f"name {value!r}", value, one_of))
         return value
 
-    def positive(self, key: str, default: Any = REQUIRED) -> Any:
-        """An integer of at least 1."""
+    def positive(self, key: str, default: Any = REQUIRED, *, least: int = 1) -> Any:
+        """An integer of at least `least`."""
         value = self.take(key, int, default)
-        if value is not default and value < 1:
-            raise self.error(key, f"must be at least 1, got {value}")
+        if value is not default and value < least:
+            raise self.error(key, f"must be at least {least}, got {value}")
         return value
+
+    def distinct(self, key: str, values: tuple) -> tuple:
+        """The values of a list, none of which may be there twice."""
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                raise self.error(key, f"{value!r} is there twice")
+        return values
+
+    def countable(self, key: str, number: int, what: str = "") -> None:
+        """Refuse what does not fit into int32."""
+        if abs(number) > MOST:
+            limit = f"most {MOST}" if number > 0 else f"least {-MOST}"
+            raise self.error(key, f"{what}must be at {limit}, got {number}")
 
     def options(self, constructor: Callable) -> dict[str, Any]:
         """All keys that are left, as arguments for a constructor."""
@@ -74,9 +87,7 @@ class Section:
         for key, value in given.items():
             if key not in possible:
                 raise self.error(key, unknown("key", key, [*self.known, *possible]))
-            if not fits(value, possible[key].annotation):
-                wanted = expected(possible[key].annotation)
-                raise self.error(key, f"expected {wanted}, got {_shown(value)}")
+            self._check(key, value, possible[key].annotation)
         for key, parameter in possible.items():
             if parameter.default is REQUIRED and key not in given:
                 raise self.error(key, f"missing; expected {expected(parameter.annotation)}")
@@ -86,6 +97,13 @@ class Section:
         """No key may be left."""
         for key in self.rest:
             raise self.error(key, unknown("key", key, self.known))
+
+    def _check(self, key: str, value: Any, kind: Any) -> None:
+        if not fits(value, kind):
+            raise self.error(key, f"expected {expected(kind)}, got {shown(value)}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int):
+                self.countable(key, number)
 
 
 def override(tables: dict[str, Any], item: str) -> None:
@@ -133,7 +151,7 @@ def _put(tables: dict[str, Any], section: str, keys: list[str], value: Any, blam
     if section == "estimator" and keys[0].isdigit():
         index, *keys = keys
         if int(index) >= len(rows):
-            raise ConfigError(f"{blame}: the config has {len(rows)} estimators, counted from 0")
+            raise ConfigError(f"{blame}: the config has {counted(len(rows), 'estimator')}, counted from 0")
         rows = [rows[int(index)]]
     for table in rows if isinstance(rows, list) else [rows]:
         for key in keys[:-1]:
@@ -156,7 +174,3 @@ def _value(item: str, text: str) -> Any:
 
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
-def _shown(value: Any) -> str:
-    return repr(list(value) if isinstance(value, tuple) else value)

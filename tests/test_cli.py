@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from online_grads import ESTIMATORS, tasks
+from online_grads import ESTIMATORS, cli, tasks
 from online_grads.bench import Cost
 from online_grads.cli import main
 from online_grads.report import columns
@@ -347,3 +347,18 @@ def test_bench_names_mistakes_before_it_begins(here, capsys, monkeypatch):
     assert not (here / "out").exists()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "matplotlib missing: pip install online-grads[run]" in refused(capsys, "bench", "--save", "out")
+
+
+@pytest.mark.parametrize("status", [0, 2, 130])
+def test_an_interrupted_process_is_not_torn_down(monkeypatch, status):
+    class Left(BaseException):
+        """Where the process would end."""
+
+    def leave(code):
+        raise Left(code)
+
+    monkeypatch.setattr(cli, "main", lambda: status)
+    monkeypatch.setattr(cli.os, "_exit", leave)
+    with pytest.raises(Left if status == 130 else SystemExit) as ended:
+        cli.entry()
+    assert ended.value.args == (status,)

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import inspect
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import pytest
 
 from online_grads import ESTIMATORS, config
+from online_grads.cells import CELLS
 from online_grads.config import ConfigError, OptimizerConfig, load, parse
 from online_grads.signatures import expected, fits, options
 from online_grads.tables import lay
@@ -27,6 +29,7 @@ TABLES = {
     ],
 }
 TABLES["estimator"][2]["optimizer"]["learning_rate"] = 0.01
+MOST = 2**31 - 1
 
 
 def changed(path, value):
@@ -72,7 +75,7 @@ def test_defaults_and_what_estimators_override():
         ("model.leek", 1, "model.leek: unknown key; did you mean 'leak'? possible: cell, hidden, leak"),
         ("model.leak", "half", "model.leak: expected a number, got 'half'"),
         ("model.hidden", [8, 0], "model.hidden: expected sizes of at least 1, got [8, 0]"),
-        ("model.hidden", "8", "model.hidden: expected an integer or a list, got '8'"),
+        ("model.hidden", "8", "model.hidden: expected an integer or a list of integers, got '8'"),
         ("run.updates", 12, "run.updates: steps are given too; give one of them"),
         ("run.steps", 1e5, "run.steps: expected an integer, got 100000.0"),
         ("run.steps", 0, "run.steps: must be at least 1, got 0"),
@@ -89,10 +92,17 @@ def test_defaults_and_what_estimators_override():
         ("optimizer.name", "adamm", "optimizer.name: unknown name 'adamm'; did you mean 'adam'? possible: "),
         ("optimizer.b3", 0.9, "optimizer.b3: unknown key; possible: b1, b2, eps, "),
         ("optimizer.b1", "x", "optimizer.b1: expected "),
-        ("optimizer.learning_rate", None, "optimizer.learning_rate: missing; expected a number or a list"),
-        ("optimizer.learning_rate", [0.1, "x"], "expected a number or a list, got [0.1, 'x']"),
-        ("optimizer.learning_rate", [], "optimizer.learning_rate: expected numbers ≥ 0, got []"),
-        ("optimizer.learning_rate", -1, "optimizer.learning_rate: expected numbers ≥ 0, got [-1]"),
+        ("optimizer.learning_rate", None, "learning_rate: missing; expected a number or a list of numbers"),
+        ("optimizer.learning_rate", [0.1, "x"], "expected a number or a list of numbers, got [0.1, 'x']"),
+        ("optimizer.learning_rate", [], "optimizer.learning_rate: expected finite numbers ≥ 0, got []"),
+        ("optimizer.learning_rate", -1, "optimizer.learning_rate: expected finite numbers ≥ 0, got -1"),
+        ("optimizer.learning_rate", math.nan, "learning_rate: expected finite numbers ≥ 0, got nan"),
+        ("optimizer.learning_rate", [1.0, 2, 1], "optimizer.learning_rate: 1 is there twice"),
+        ("run.only", ["rtrl", "rtrl"], "run.only: 'rtrl' is there twice"),
+        ("run.only", [1], "run.only: expected a list of strings, got [1]"),
+        ("run.fast", True, "run.fast: there is no [fast] section"),
+        ("run.seed", -1, "run.seed: must be at least 0, got -1"),
+        ("task", {"name": "trace_conditioning", "isi": [7]}, "isi: expected a list of 2 integers, got [7]"),
         ("estimator", [], "estimator: expected one [[estimator]] table or more"),
         ("estimator", {"name": "rtrl"}, "estimator: expected one [[estimator]] table or more"),
         (
@@ -116,6 +126,65 @@ def test_a_mistake_is_one_line(path, value, message):
     with pytest.raises(ConfigError, match="^here.toml: .*" + re.escape(message)) as caught:
         parse(changed(path, value), source="here.toml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        *[
+            (path, value, f"{path}: must be at most {MOST}, got {value}")
+            for path, value in [
+                ("run.seeds", 99999999999999999999999),
+                ("run.seed", MOST + 1),
+                ("run.chunk", MOST + 1),
+                ("run.steps", 10**400),
+                ("task.t1", MOST + 1),
+                ("optimizer.b1", MOST + 1),
+                ("estimator.0.window", MOST + 1),
+            ]
+        ],
+        *[
+            ("compare", {key: 10**12}, f"compare.{key}: must be at most {MOST}, got {10**12}")
+            for key in ("streams", "warmup", "steps", "keys", "lags")
+        ],
+        ("compare", {"at": [0, MOST + 1]}, f"compare.at: must be at most {MOST}, got {MOST + 1}"),
+        ("model.hidden", [4, MOST + 1], f"model.hidden: must be at most {MOST}, got {MOST + 1}"),
+        ("estimator.0.history", -MOST - 1, f"estimator.0.history: must be at least {-MOST}, got {-MOST - 1}"),
+        (
+            "compare",
+            {"streams": 2**20, "warmup": 2**11, "steps": 1},
+            f"compare.streams: streams × (warmup + steps) must be at most {MOST}, got {2**31 + 2**20}",
+        ),
+        ("run.seed", MOST - 1, f"run.seed: the last seed must be at most {MOST}, got {MOST + 1}"),
+        (
+            "estimator.2.updates",
+            MOST // 3 + 1,
+            f"estimator.2.window: updates × window must be at most {MOST}, got {MOST // 3 * 3 + 3}",
+        ),
+    ],
+)
+def test_integers_beyond_int32(path, value, message):
+    with pytest.raises(ConfigError, match="^here.toml: " + re.escape(message) + "$"):
+        parse(changed(path, value), source="here.toml")
+
+
+def test_integers_up_to_int32():
+    read = parse(changed("run.seed", MOST - 2))  # three seeds
+    assert read.run.seed == MOST - 2
+    with pytest.raises(ConfigError, match=rf"estimator.1.seeds: the last seed must be at most {MOST}, got"):
+        parse(changed("run.seed", MOST - 2), ["estimator.1.seeds=4"])
+    read = parse(changed("compare", {"streams": 1, "warmup": MOST - 1, "steps": 1, "lags": 0}))
+    assert read.compare.warmup == MOST - 1
+
+
+def test_hints_where_there_is_nothing_to_hint_at():
+    with pytest.raises(ConfigError, match=r"window: 1000000 does not divide 120 steps$"):
+        parse(changed("estimator.0.window", 1000000))
+    tables = changed("model", {"cell": "gru", "hidden": 4})
+    assert not options(CELLS["gru"])
+    tables["estimator"][0]["model"] = {"zzz": 1}
+    with pytest.raises(ConfigError, match=r"estimator.0.model.zzz: unknown key; none is possible$"):
+        parse(tables)
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -265,7 +334,8 @@ def test_mistakes_in_them(row, message):
         ("compare", {"at": [5, 5]}, "compare.at: expected steps ≥ 0 in ascending order, got [5, 5]"),
         ("compare", {"at": [5, 0]}, "compare.at: expected steps ≥ 0 in ascending order, got [5, 0]"),
         ("compare", {"at": [-1, 0]}, "compare.at: expected steps ≥ 0 in ascending order, got [-1, 0]"),
-        ("compare", {"at": 5}, "compare.at: expected a list, got 5"),
+        ("compare", {"at": 5}, "compare.at: expected a list of integers, got 5"),
+        ("compare", {"at": [1.5]}, "compare.at: expected a list of integers, got [1.5]"),
         ("compare", {"lags": 21}, "compare.lags: expected 0 to 20, the steps, got 21"),
         ("compare", {"lags": -1}, "compare.lags: expected 0 to 20, the steps, got -1"),
         ("compare", {"warmup": -1}, "compare.warmup: must be at least 0, got -1"),
@@ -274,13 +344,15 @@ def test_mistakes_in_them(row, message):
         ("compare", {"by": "uoro"}, "compare.by: unknown name 'uoro'; possible: noisy, rtrl, tbptt(10)"),
         ("compare", {"stream": 1}, "compare.stream: unknown key; did you mean 'streams'? possible: at, by, "),
         ("compare", 3, "compare: expected a table, got 3"),
-        ("estimator.0.frozen", "cell", "estimator.0.frozen: expected a list, got 'cell'"),
-        ("estimator.0.frozen", ["cell", 1], "estimator.0.frozen: expected a list, got ['cell', 1]"),
+        ("estimator.0.frozen", "cell", "estimator.0.frozen: expected a list of strings, got 'cell'"),
+        ("estimator.0.frozen", ["cell", 1], "estimator.0.frozen: expected a list of strings, got"),
+        ("estimator.0.frozen", ["cell", "cell"], "estimator.0.frozen: 'cell' is there twice"),
         ("estimator.0.model", {"leek": 1}, "estimator.0.model.leek: unknown key; did you mean 'leak'?"),
         ("estimator.0.model", {"leak": "x"}, "estimator.0.model.leak: expected a number, got 'x'"),
         ("estimator.0.model", {"hidden": 3}, "estimator.0.model.hidden: unknown key"),
-        ("estimator.0.model", 3, "estimator.0.model: expected "),
-        ("optimizer.slowdown", -0.5, "optimizer.slowdown: expected a number ≥ 0, got -0.5"),
+        ("estimator.0.model", 3, "estimator.0.model: expected a table, got 3"),
+        ("optimizer.slowdown", -0.5, "optimizer.slowdown: expected a finite number ≥ 0, got -0.5"),
+        ("optimizer.slowdown", math.inf, "optimizer.slowdown: expected a finite number ≥ 0, got inf"),
         ("run.fast", 1, "run.fast: expected true or false, got 1"),
         ("run.fast", "true", "run.fast: expected true or false, got 'true'"),
     ],

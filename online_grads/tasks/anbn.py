@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from online_grads.arguments import float_dtype, positive_int
+from online_grads.arguments import float_dtype, in_order, positive_int
 from online_grads.tasks import episodes
 from online_grads.tasks.text import next_character
 from online_grads.tasks.types import Task
@@ -48,7 +48,8 @@ def anbn(*, shortest: int = 1, longest: int = 32, dtype=None) -> Task:
     {'given the previous character': 0.3681, 'entropy rate': 0.1429}
     """
     shortest = positive_int("shortest", shortest)
-    longest = positive_int("longest", longest, least=shortest)
+    longest = positive_int("longest", longest)
+    in_order(shortest=shortest, longest=longest)
     dtype = float_dtype(dtype)
 
     def line(key, index):

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from online_grads.arguments import unknown
+from online_grads.arguments import counted, unknown
 
 MISSING = ("", "na", "n/a", "nan", "null", "none")
 
 
 def read_columns(
     path: str | os.PathLike, columns: Sequence[str | int | None], *, delimiter: str = ","
-) -> np.ndarray:
+) -> tuple[np.ndarray, list[int]]:
     """Columns of numbers from a CSV file.
 
     Args:
@@ -25,7 +25,7 @@ def read_columns(
         delimiter: what is between fields.
 
     Returns:
-        float64 [rows, columns].
+        (values, lines): float64 [rows, columns], and the line of the file in which each row stands.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -37,18 +37,19 @@ def read_columns(
     >>> with tempfile.NamedTemporaryFile(suffix=".csv") as file:
     ...     _ = file.write(b"day,level\\nMon,3\\nTue,5\\n")
     ...     file.flush()
-    ...     read_columns(file.name, ["level"]).tolist()
-    [[3.0], [5.0]]
+    ...     values, lines = read_columns(file.name, ["level"])
+    >>> values.tolist(), lines
+    ([[3.0], [5.0]], [2, 3])
     """
     path = Path(path).expanduser()
     names, rows = _table(path, delimiter)
-    places = [_place(path, names, column) for column in columns]
+    places = [_place(path, names, column, delimiter) for column in columns]
     number = lambda line, row, i: _number(path, line, names[i], row[i], delimiter)
     values = np.array([[number(line, row, i) for i in places] for line, row in rows])
     for i, column in zip(places, values.T, strict=True):
         if (column == column[0]).all():
             raise ValueError(f"{path}: column {names[i]!r} is constant, {column[0]:g}: nothing to forecast")
-    return values
+    return values, [line for line, _ in rows]
 
 
 def _table(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -77,13 +78,15 @@ def _table(path: Path, delimiter: str) -> tuple[list[str], list[tuple[int, list[
     rows = rows[headed:]
     for line, row in rows:
         if len(row) != len(names):
-            raise ValueError(f"{path} in line {line}: expected {len(names)} fields, got {len(row)}")
+            raise ValueError(
+                f"{path} in line {line}: expected {counted(len(names), 'field')}, got {len(row)}"
+            )
     if len(rows) < 2:
-        raise ValueError(f"{path} has {len(rows)} rows of data: expected at least 2")
+        raise ValueError(f"{path} has {counted(len(rows), 'row')} of data: expected at least 2")
     return names, rows
 
 
-def _place(path: Path, names: list[str], column: str | int | None) -> int:
+def _place(path: Path, names: list[str], column: str | int | None, delimiter: str) -> int:
     if column is None:
         if len(names) > 1:
             raise ValueError(f"{path} has {len(names)} columns: expected one of them, {', '.join(names)}")
@@ -95,7 +98,9 @@ def _place(path: Path, names: list[str], column: str | int | None) -> int:
             raise ValueError(f"{path}: column must be in 0 ... {len(names) - 1}, got {column}")
         return column
     if column not in names:
-        raise ValueError(f"{path}: {unknown(f'column {column!r}', column, names)}")
+        marks = [mark for mark in ",;\t|" if mark != delimiter and any(mark in name for name in names)]
+        hint = f" (fields are split at {delimiter!r}; is delimiter {marks[0]!r}?)" if marks else ""
+        raise ValueError(f"{path}: {unknown(f'column {column!r}', column, names)}{hint}")
     if names.count(column) > 1:
         raise ValueError(f"{path} has {names.count(column)} columns {column!r}: give its place, from 0")
     return names.index(column)

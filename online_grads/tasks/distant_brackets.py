@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from online_grads.arguments import float_dtype, positive_int
+from online_grads.arguments import float_dtype, in_order, positive_int
 from online_grads.tasks import episodes
 from online_grads.tasks.text import next_character
 from online_grads.tasks.types import Task
@@ -59,7 +59,8 @@ def distant_brackets(
     """
     copied = positive_int("copied", copied)
     shortest = positive_int("shortest", shortest, least=0)
-    longest = positive_int("longest", longest, least=shortest)
+    longest = positive_int("longest", longest, least=0)
+    in_order(shortest=shortest, longest=longest)
     letters = positive_int("letters", letters, least=2)
     dtype = float_dtype(dtype)
     opening, closing, newline = (jnp.full(1, letters + i, jnp.int32) for i in range(3))

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import float_dtype, positive_int
+from online_grads.arguments import counted, float_dtype, positive_int
 from online_grads.losses import squared_error
 from online_grads.tasks.csv_columns import read_columns
 from online_grads.tasks.types import Task
@@ -82,7 +82,7 @@ def series(
     if isinstance(covariates, str) or not all(isinstance(name, str) for name in covariates):
         raise TypeError(f"covariates must be names of columns, got {covariates!r}")
     dtype = float_dtype(dtype)
-    values = read_columns(path, [column, *covariates], delimiter=delimiter)
+    values, lines = read_columns(path, [column, *covariates], delimiter=delimiter)
     rows = len(values)
     if horizon >= rows:
         raise ValueError(f"{path} has {rows} rows: no value is {horizon} steps after another")
@@ -97,8 +97,8 @@ def series(
     end = rows - horizon
     if begin >= end:
         raise ValueError(
-            f"{path} has {rows} rows, too few for a forecast {horizon} steps ahead after the {warmup} rows "
-            f"of the warmup and the first change of a value"
+            f"{path} has {rows} rows, too few for a forecast {counted(horizon, 'step')} ahead after the "
+            f"{counted(warmup, 'row')} of the warmup and the first change of a value"
         )
     normalised = lambda v: (v - mean[begin:end]) / deviation[begin:end]
     with np.errstate(all="ignore"):
@@ -106,9 +106,9 @@ def series(
         xs, ys = x.astype(dtype), future.astype(dtype)
         finite = np.isfinite(np.concatenate([xs, ys, deviation[begin:end]], axis=1)).all(axis=1)
     if not finite.all():
-        row = begin + int(np.argmin(finite)) + 1
+        line = lines[begin + int(np.argmin(finite))]
         raise ValueError(
-            f"{path} in row {row} of the data: not finite in {np.dtype(dtype)} when normalised; "
+            f"{path} in line {line}: not finite in {np.dtype(dtype)} when normalised; "
             f"a column is constant for too long for memory={memory}, or its values are too large"
         )
     steps = end - begin

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import float_dtype, positive_int
+from online_grads.arguments import counted, float_dtype, positive_int
 from online_grads.losses import softmax_cross_entropy
 from online_grads.tasks.types import Task
 
@@ -68,12 +68,13 @@ def text(
     if not isinstance(random_start, bool):
         raise TypeError(f"random_start must be True or False, got {random_start!r}")
     dtype = float_dtype(dtype)
-    source, content = _read(path)
+    source, content = _read("path", path)
     if characters is not None:
         if positive_int("characters", characters) > len(content):
-            raise ValueError(f"{source} has {len(content)} characters, fewer than the {characters} asked for")
+            has = counted(len(content), "character")
+            raise ValueError(f"{source} has {has}, fewer than the {characters} asked for")
         content = content[:characters]
-    alphabet, known = (source, content) if vocabulary is None else _read(vocabulary)
+    alphabet, known = (source, content) if vocabulary is None else _read("vocabulary", vocabulary)
     points, letters = _points(content), np.unique(_points(known))
     size, total = len(letters), len(points)
     if size < 2:
@@ -145,8 +146,8 @@ def _points(content):
     return np.frombuffer(content.encode("utf-32-le"), np.uint32)
 
 
-def _read(path):
-    """The name and the characters of a text."""
+def _read(argument, path):
+    """The name and the characters of the text that an argument names."""
     if path is None:
         from pydoc_data.topics import topics
 
@@ -154,7 +155,7 @@ def _read(path):
         return "pydoc_data.topics", "\n".join(topics.values())
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no text file at {path}")
+        raise FileNotFoundError(f"{argument}: no text file at {path}")
     try:
         # bytes, so that line ends stay as they are; -sig drops a byte order mark
         content = path.read_bytes().decode("utf-8-sig")

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import positive_int
+from online_grads.arguments import in_order, positive_int
 from online_grads.tasks.trials import Cue, conditioning
 from online_grads.tasks.types import Task
 
@@ -56,8 +56,9 @@ def trace_patterning(
         A `Task` with x [1 + bits + distractors] and y a `TdTarget`, learned through `td_model`.
 
     Raises:
-        TypeError, ValueError: a size is not a positive integer, a range not two of them in order, there
-            are not so many patterns, the discount is outside [0, 1), the dtype not a floating one.
+        TypeError, ValueError: a size is not a positive integer, a range not two of them in order, more
+            bits are active than there are, there are not so many patterns, the discount is outside
+            [0, 1), the dtype not a floating one.
 
     >>> task = trace_patterning()
     >>> task.example[0].shape
@@ -69,6 +70,7 @@ def trace_patterning(
     Reference: Javed et al. (2023), arXiv:2302.05326.
     """
     positive_int("bits", bits), positive_int("active", active), positive_int("valid", valid)
+    in_order(active=active, bits=bits)
     possible = math.comb(bits, active)
     if valid > possible:
         raise ValueError(

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import float_dtype, positive_int, probability
+from online_grads.arguments import float_dtype, positive_int, probability, shown
 from online_grads.tasks.episodes import Position, begin, walk
 from online_grads.tasks.types import Task
 from online_grads.td import TdTarget, td_model
@@ -164,10 +164,10 @@ def conditioning(
 
 def _least(name, given):
     if not isinstance(given, tuple | list) or len(given) != 2:
-        raise TypeError(f"{name} must be a pair (least, most), got {given!r}")
+        raise TypeError(f"{name} must be two integers, [least, most], got {shown(given)}")
     least, most = (positive_int(name, value) for value in given)
     if most < least:
-        raise ValueError(f"{name} must be a pair (least, most) in this order, got {given}")
+        raise ValueError(f"{name} must be [least, most] in this order, got {shown(given)}")
     return least
 
 

@@ -103,7 +103,7 @@ def test_the_shown_loss_of_the_best_prediction_without_memory_is_its_reference()
 def test_bad_arguments():
     with pytest.raises(ValueError, match="shortest must be at least 1, got 0"):
         tasks.anbn(shortest=0)
-    with pytest.raises(ValueError, match="longest must be at least 5, got 4"):
+    with pytest.raises(ValueError, match="shortest must be at most longest, got 5 and 4"):
         tasks.anbn(shortest=5, longest=4)
     with pytest.raises(TypeError, match=r"longest must be an integer, got 4.0"):
         tasks.anbn(longest=4.0)

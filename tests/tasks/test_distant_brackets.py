@@ -135,7 +135,7 @@ def test_bad_arguments():
         tasks.distant_brackets(copied=0)
     with pytest.raises(ValueError, match="shortest must be at least 0, got -1"):
         tasks.distant_brackets(shortest=-1)
-    with pytest.raises(ValueError, match="longest must be at least 6, got 5"):
+    with pytest.raises(ValueError, match="shortest must be at most longest, got 6 and 5"):
         tasks.distant_brackets(shortest=6)
     with pytest.raises(ValueError, match="letters must be at least 2, got 1"):
         tasks.distant_brackets(letters=1)

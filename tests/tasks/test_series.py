@@ -143,7 +143,9 @@ def test_forms_of_a_file(written):
         ("a\tv\tv\n\t\t1\n\t\t-2.5\n\t\t3e3\n", {"column": 2, "delimiter": "\t"}),
     ]:
         path, column = written(content), options.pop("column", None)
-        assert read_columns(path, [column], **options).tolist() == rows
+        values, lines = read_columns(path, [column], **options)
+        assert values.tolist() == rows
+        assert len(lines) == 3
 
 
 @pytest.mark.parametrize(
@@ -152,9 +154,9 @@ def test_forms_of_a_file(written):
         (b"", "is empty"),
         (b"\n\n", "is empty"),
         (b"v\n", "has 0 rows of data: expected at least 2"),
-        (b"v\n1\n", "has 1 rows of data: expected at least 2"),
+        (b"v\n1\n", "has 1 row of data: expected at least 2"),
         (b"v\n1\n\xff\n", "is not UTF-8: invalid start byte in line 3"),
-        (b"v\n1\n\n3\n", "in line 3: expected 1 fields, got 0"),
+        (b"v\n1\n\n3\n", "in line 3: expected 1 field, got 0"),
         (b"v,w\n1,2\n3\n", "in line 3: expected 2 fields, got 1"),
         (b"v,w\n1,2\n3,4,5\n", "in line 3: expected 2 fields, got 3"),
         (b'v\n1\n"2\n', "in line 3: unexpected end of data"),
@@ -177,7 +179,7 @@ def test_files_that_are_no_series(written, content, message):
 
 def test_missing_values_matter_only_where_they_are_read(written):
     path = written("day,v\nMon,1\n,2\nTue,4\n")
-    assert read_columns(path, ["v"]).ravel().tolist() == [1, 2, 4]
+    assert read_columns(path, ["v"])[0].ravel().tolist() == [1, 2, 4]
 
 
 def test_bad_arguments(csv, written, tmp_path):
@@ -214,18 +216,37 @@ def test_bad_arguments(csv, written, tmp_path):
     # a sensor that stands still for longer than the memory, then moves
     still = np.concatenate([VALUES[:12], np.full(2000, 5.0), VALUES[:12]])
     path = written("\n".join(map(repr, still.tolist())))
-    with pytest.raises(
-        ValueError, match=r"in row \d+ of the data: not finite in float64 .* too long for memory=2,"
-    ):
+    with pytest.raises(ValueError, match=r"in line \d+: not finite in float64 .* too long for memory=2,"):
         tasks.series(path, memory=2)
     assert tasks.series(path).references
     with pytest.raises(ValueError, match="or its values are too large"):
         tasks.series(written("\n".join(f"{value}e300" for value in VALUES)))
 
 
+def test_the_line_of_a_row(written):
+    # a field goes over two lines: a row stands where it ends
+    path = written('note;v\n"a\nb";1\n;2\n;3e300\n;4e300\n')
+    assert read_columns(path, ["v"], delimiter=";")[1] == [3, 4, 5, 6]
+    with pytest.raises(ValueError, match="in line 5: not finite in float64"):
+        tasks.series(path, "v", delimiter=";", warmup=2)
+
+
+@pytest.mark.parametrize(
+    ("header", "delimiter", "hint"),
+    [("day;level", ",", "';'"), ("day\tlevel", ",", r"'\t'"), ("day,level", ";", "','")],
+)
+def test_fields_that_are_split_at_something_else(written, header, delimiter, hint):
+    path = written(f"{header}\n1\n2\n")
+    hint = f"(fields are split at {delimiter!r}; is delimiter {hint}?)"
+    with pytest.raises(ValueError, match=r"unknown column 'level'; .*" + re.escape(hint)):
+        tasks.series(path, "level", delimiter=delimiter)
+    with pytest.raises(ValueError, match=r"unknown column 'level'; possible: rest$"):
+        tasks.series(written("rest\n1\n2\n"), "level", delimiter=delimiter)
+
+
 def test_the_sunspots_are_complete():
     task = tasks.series("configs/data/sunspots.csv", "sunspots", horizon=12)
-    values = read_columns("configs/data/sunspots.csv", ["sunspots"])
+    values, _ = read_columns("configs/data/sunspots.csv", ["sunspots"])
     assert values.shape == (260 * 12, 1)
     assert values.min() >= 0
     # ten passes, so that the last tenth of the configured run is one

@@ -312,7 +312,7 @@ def test_text_with_a_character_that_the_vocabulary_lacks(tmp_path, sentence):
     path.write_text("z")
     with pytest.raises(ValueError, match=r"zebra.txt has one distinct character only, 'z'"):
         tasks.text(sentence, vocabulary=path)
-    with pytest.raises(FileNotFoundError, match=r"no text file at .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"^vocabulary: no text file at .*absent"):
         tasks.text(sentence, vocabulary=tmp_path / "absent")
 
 
@@ -332,9 +332,9 @@ def test_text_that_cannot_be_learned(tmp_path, content, message):
 
 
 def test_bad_arguments(tmp_path, sentence):
-    with pytest.raises(FileNotFoundError, match=r"no text file at .*absent.txt"):
+    with pytest.raises(FileNotFoundError, match=r"^path: no text file at .*absent.txt"):
         tasks.text(tmp_path / "absent.txt")
-    with pytest.raises(FileNotFoundError, match="no text file at"):
+    with pytest.raises(FileNotFoundError, match=r"^path: no text file at"):
         tasks.text(tmp_path)
     with pytest.raises(ValueError, match="has 41 characters, fewer than the 42 asked for"):
         tasks.text(sentence, characters=42)

@@ -173,10 +173,12 @@ def test_draws_continue_one_another_across_trials(name):
 
 
 def test_bad_arguments():
-    with pytest.raises(TypeError, match=r"isi must be a pair \(least, most\), got 7"):
+    with pytest.raises(TypeError, match=r"isi must be two integers, \[least, most\], got 7"):
         tasks.trace_conditioning(isi=7)
-    with pytest.raises(ValueError, match=r"iti must be a pair \(least, most\) in this order, got \(9, 8\)"):
+    with pytest.raises(ValueError, match=r"iti must be \[least, most\] in this order, got \[9, 8\]"):
         tasks.trace_conditioning(iti=(9, 8))
+    with pytest.raises(TypeError, match=r"isi must be two integers, \[least, most\], got \[7\]"):
+        tasks.trace_conditioning(isi=(7,))
     with pytest.raises(ValueError, match="isi must be at least 1, got 0"):
         tasks.trace_conditioning(isi=(0, 8))
     with pytest.raises(ValueError, match="cs_length must be at most the least isi, 7, got 8"):
@@ -189,5 +191,5 @@ def test_bad_arguments():
         tasks.trace_patterning(discount=1)
     with pytest.raises(ValueError, match="valid must be at most the 20 patterns with 3 of 6, got 21"):
         tasks.trace_patterning(valid=21)
-    with pytest.raises(ValueError, match="valid must be at most the 0 patterns with 7 of 6, got 10"):
+    with pytest.raises(ValueError, match="active must be at most bits, got 7 and 6"):
         tasks.trace_patterning(active=7)
