@@ -154,7 +154,7 @@ def test_what_only_the_constructors_know():
     with pytest.raises(ConfigError, match=r"^here.toml: estimator.1 \(tbptt\): history must be at least 0"):
         train(settings("rtrl", {"name": "tbptt", "history": -1}))
     tables = {**settings("tbptt").tables, "task": {"name": "text", "path": "no/such/file"}}
-    with pytest.raises(ConfigError, match=r"^here.toml: task: no text file at no/such/file"):
+    with pytest.raises(ConfigError, match=r"^here.toml: task: path: no text file at no/such/file"):
         train(parse(tables, source="here.toml"))
 
 

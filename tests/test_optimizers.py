@@ -32,11 +32,11 @@ def test_tables_are_laid_over_the_shared_one():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"slowdown": -1.0}, "estimator.0.optimizer.slowdown: expected a number ≥ 0, got -1.0"),
-        ({"slowdown": float("nan")}, "slowdown: expected a number ≥ 0, got nan"),
+        ({"slowdown": -1.0}, "estimator.0.optimizer.slowdown: expected a finite number ≥ 0, got -1.0"),
+        ({"slowdown": float("nan")}, "slowdown: expected a finite number ≥ 0, got nan"),
         ({"slowdown": "fast"}, "slowdown: expected a number, got 'fast'"),
-        ({"learning_rate": [0.1, -0.1]}, "learning_rate: expected numbers ≥ 0, got [0.1, -0.1]"),
-        ({"learning_rate": float("inf")}, "learning_rate: expected numbers ≥ 0, got [inf]"),
+        ({"learning_rate": [0.1, -0.1]}, "learning_rate: expected finite numbers ≥ 0, got [0.1, -0.1]"),
+        ({"learning_rate": float("inf")}, "learning_rate: expected finite numbers ≥ 0, got inf"),
         ({"name": "sgd"}, "estimator.0.optimizer.learning_rate: missing"),
         ({"name": "clip"}, "estimator.0.optimizer.name: unknown name 'clip'; "),
     ],

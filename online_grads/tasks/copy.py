@@ -85,7 +85,7 @@ def copy(
     >>> state, ((xs, resets), ys) = task.draw(task.init(jax.random.key(0)), 7)
     >>> resets.astype(int).tolist(), ys.counts.astype(int).tolist()
     ([1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1])
-    >>> bool((xs[:3, 1] == ys.bit[4:]).all())
+    >>> xs[:3, 1].astype(int).tolist() == ys.bit[4:].tolist()
     True
     >>> int(task.level(state))
     3

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import float_dtype, number_in, positive_int
+from online_grads.arguments import float_dtype, number_in, positive_int, shown
 from online_grads.losses import squared_error
 from online_grads.tasks.types import Task
 from online_grads.types import Array
@@ -78,7 +78,7 @@ def pattern_generation(
     )
     number_in(0, 1000, rate=rate)
     if not isinstance(periods, (tuple, list)) or not periods:
-        raise TypeError(f"periods must be a tuple of at least one integer, got {periods!r}")
+        raise TypeError(f"periods must be a list of at least one integer, got {shown(periods)}")
     periods = tuple(positive_int("a period", period, least=3) for period in periods)
     angles = 2 * np.pi * np.arange(steps) / np.asarray(periods)[:, None]
     # sin(ωt + φ) − sin φ = cos φ sin ωt + sin φ (cos ωt − 1)

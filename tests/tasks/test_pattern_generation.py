@@ -63,9 +63,9 @@ def test_its_reference_is_a_mean_over_targets():
     [
         ({"steps": 1}, ValueError, "steps must be at least 2, got 1"),
         ({"rate": 1000}, ValueError, r"rate must be in \(0, 1000\), got 1000"),
-        ({"periods": ()}, TypeError, r"periods must be a tuple of at least one integer, got \(\)"),
+        ({"periods": ()}, TypeError, r"periods must be a list of at least one integer, got \[\]"),
         ({"periods": (10, 2)}, ValueError, "a period must be at least 3, got 2"),
-        ({"periods": 10}, TypeError, "periods must be a tuple"),
+        ({"periods": 10}, TypeError, "periods must be a list"),
     ],
 )
 def test_bad_arguments(options, error, message):
