@@ -176,6 +176,22 @@ def test_a_variant_with_other_parameters_is_refused(monkeypatch):
         compare(parse(tables, source="here.toml"))
 
 
+def test_a_variant_that_computes_something_else_is_refused(monkeypatch):
+    monkeypatch.setattr(compare_module, "_training", lambda *args: pytest.fail("it began"))
+    rows = [{"name": "rtrl"}, {"name": "rtrl", "label": "other", "model": {"leak": 0.3}}]
+    message = r"^here.toml: estimator.1 \(rtrl\): with its model the losses are others than with \[model\]"
+    with pytest.raises(ConfigError, match=message):
+        compare(changed(estimator=rows, compare={"by": "rtrl"}))
+
+
+def test_a_training_that_diverges_is_not_compared():
+    rows = [{"name": "tbptt", "window": 3, "optimizer": {"learning_rate": 1e300}}]
+    with pytest.raises(ConfigError) as caught:
+        compare(changed(estimator=rows))
+    said = "compare.at: the training with tbptt(3) is not finite before step 6"
+    assert str(caught.value) == f"here.toml: {said}"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -246,6 +246,15 @@ def test_the_configs_that_ship(path):
     assert "Paper:" in (text := path.read_text()) or "Setting:" in text
 
 
+def test_one_draw_shows_no_noise():
+    message = "compare.keys: expected 2 or more, as some of the estimators are random, got 1"
+    with pytest.raises(ConfigError, match=message):
+        parse(changed("compare", {"keys": 1}))
+    tables = changed("compare", {"keys": 1})
+    tables["run"]["only"] = ["rtrl"]
+    assert parse(tables).compare.keys == 1
+
+
 def test_some_of_the_estimators():
     tables = changed("run.only", ["noisy", "rtrl"])
     chosen = parse(tables).estimators

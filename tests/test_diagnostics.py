@@ -75,6 +75,12 @@ def test_no_gradient_at_all_is_nan_and_no_error():
     assert all(np.isnan(value).all() for value in found)
 
 
+def test_a_network_that_has_diverged_is_not_left_out():
+    e = np.array([[1.0, 0.0], [np.nan, np.nan]])
+    assert np.isnan(quality(e[:, None], e).alignment).all()
+    assert not np.isnan(quality(e[:1, None], e[:1]).alignment).any()
+
+
 def test_a_case_without_a_gradient_does_not_count():
     """A stretch in which nothing is asked for."""
     e = np.array([[3.0, 4.0], [0.0, 0.0]])
@@ -153,6 +159,8 @@ def test_uphill_and_downhill_without_end():
     up = decrease(model, *given, -gradient[None], 0.1)
     assert up.first < 0
     assert up.best == 0
+    assert decrease(model, *given, 0 * gradient[None], 0.1).best == 0
+    assert math.isnan(decrease(model, *given, math.nan * gradient[None], 0.1).best)
     linear = Model(
         lambda key: (jnp.ones(2), jnp.zeros(1)),
         lambda params, h, x: 0 * h + params.sum() * x,
@@ -187,6 +195,9 @@ def test_the_matrix_is_of_independent_draws():
     np.testing.assert_allclose(matrix[0, 1], np.mean(np.einsum("cp,cip->ci", unit(exact), unit(a))))
     np.testing.assert_allclose(matrix[1, 2], np.mean(np.einsum("cip,cjp->cij", unit(a), unit(b))))
     np.testing.assert_allclose(matrix, matrix.T)
+    # an estimate of nothing agrees with nothing, and not the less with itself
+    nothing = np.concatenate([np.zeros((4, 2, 3)), a[:, :1]], axis=1)
+    assert alignments([exact[:, None], nothing])[1, 1] == pytest.approx(0, abs=1e-15)
     # a case without a gradient does not count
     silent = np.concatenate([exact, np.zeros((1, 3))])
     more = [np.concatenate([draws, np.ones((1, *draws.shape[1:]))]) for draws in (a, b)]
