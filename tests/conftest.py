@@ -16,6 +16,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -26,3 +27,10 @@ def pytest_addoption(parser):
     parser.addoption(
         "--keys", type=int, default=20_000, help="random keys of a test of unbiasedness; 100_000 in full"
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten_programs():
+    """One file's programs are of no use to the next; thousands would exhaust the process's memory maps."""
+    yield
+    jax.clear_caches()
