@@ -28,5 +28,5 @@ class Task(NamedTuple):
     readout: Callable | None = None  # (inputs, outputs, dtype=) -> Readout, in place of the linear one
     build: Callable | None = None  # (cell, readout) -> Model, where the loss needs more than a prediction
     score: Callable | None = None  # (model's outputs, y) -> [], shown × scale in place of the loss
-    adapt: Callable | None = None  # (stream state, ys, losses [length / window]) -> stream state: curriculum
-    level: Callable | None = None  # stream state -> [], how far the curriculum has come
+    adapt: Callable | None = None  # (stream state, ys, losses or scores [length / window]) -> stream state
+    level: Callable | None = None  # stream state -> [], how far `adapt`, a curriculum, has come
