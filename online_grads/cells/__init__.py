@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from online_grads.cells.alif import AlifHidden, alif
+from online_grads.cells.columnar_lstm import columnar_lstm
 from online_grads.cells.columnar_rnn import columnar_rnn
 from online_grads.cells.filtered import FilteredHidden, filtered
 from online_grads.cells.gru import gru
@@ -16,6 +17,7 @@ from online_grads.cells.vanilla_rnn import vanilla_rnn
 # name -> constructor (inputs, hidden, **options), for configuration files
 CELLS: dict[str, Callable[..., Cell]] = {
     "alif": alif,
+    "columnar_lstm": columnar_lstm,
     "columnar_rnn": columnar_rnn,
     "gru": gru,
     "gru_reset_before": gru_reset_before,
@@ -32,6 +34,7 @@ __all__ = [
     "LifHidden",
     "LstmHidden",
     "alif",
+    "columnar_lstm",
     "columnar_rnn",
     "filtered",
     "gru",

@@ -73,16 +73,27 @@ def columnar_step(p, h, x):
     return h + np.tanh((p["own"] * f).sum(1) + p["bias"])
 
 
+def columnar_lstm_step(p, state, x):
+    h, c = state
+    z = [p["W"][rows] @ x + p["self"][rows] * h + p["bias"][rows] for rows in np.arange(4 * N).reshape(4, N)]
+    c = sigmoid(z[1]) * c + sigmoid(z[0]) * np.tanh(z[2])
+    return sigmoid(z[3]) * np.tanh(c), c
+
+
 SPIKING = {"decay": 0.9, "threshold": 0.5, "refractory": 2}
 EQUATIONS = {
     "lif": (cells.lif(M, N, **SPIKING), lif_step),
     "alif": (cells.alif(M, N, adaptation_decay=0.8, beta=0.3, **SPIKING), alif_step),
+    "columnar_lstm": (cells.columnar_lstm(M, N), columnar_lstm_step),
     "columnar_rnn": (cells.columnar_rnn(M, N, width=4), columnar_step),
     "vanilla_rnn": (cells.vanilla_rnn(M, N, leak=0.3), vanilla_step),
     "lstm": (cells.lstm(M, N), lstm_step),
     "gru": (cells.gru(M, N), gru_step),
     "gru_reset_before": (cells.gru_reset_before(M, N), gru_reset_before_step),
 }
+
+# the leaves that act entry by entry: all others are matrices
+ELEMENTWISE = ("bias", "self")
 
 
 def random_like(tree):
@@ -232,15 +243,16 @@ def test_dtype_is_honoured(name, dtype):
 def test_every_weight_matrix_meets_a_vector_in_a_plain_product(name):
     cell, _ = EQUATIONS[name]
     example = jnp.zeros(M), jnp.zeros(2)
-    found = analyse(from_cell(cell, readouts.linear(N, 2), losses.squared_error, example=example))
+    found = analyse(from_cell(cell, readouts.linear(cell.size, 2), losses.squared_error, example=example))
     structure = Weights(found, dense=False)
-    leaves = jax.tree_util.tree_leaves_with_path(found.params["cell"])
-    biases = [path for path, _ in leaves if "bias" in jax.tree_util.keystr(path)]
+    leaves = [jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(found.params["cell"])]
+    alone = {leaf for leaf in leaves if any(word in leaf for word in ELEMENTWISE)}
     synapses = [site for site in structure.sites if not site.direct]
     direct = [site for site in structure.sites if site.direct]
-    assert len({site.weight for site in synapses}) == len(synapses) == len(leaves) - len(biases)
-    assert all("bias" in structure.names[site.weight] for site in direct)
-    assert len(direct) == len(biases)
+    assert len({site.weight for site in synapses}) == len(synapses) == len(leaves) - len(alone)
+    read = [leaf for site in direct for leaf in structure.names[site.weight].split(", ")]
+    assert all(any(word in leaf for word in ELEMENTWISE) for leaf in read)
+    assert len(set(read)) == len(alone)
 
 
 def test_a_stack_moves_every_layer_in_one_step():
