@@ -58,13 +58,14 @@ class _Known(NamedTuple):
     depends: Any = None  # csr [size, inputs] or None: which inputs each entry depends on
 
 
-def dependence(function: Callable, inputs, *, given=()) -> sparse.csr_matrix:
+def dependence(function: Callable, inputs, *, given=(), products: bool = True) -> sparse.csr_matrix:
     """Which entries of `function(x, *given)` can change when entries of the vector x [m] do.
 
     Args:
         function: differentiable, returns one array.
         inputs: shape and dtype of x.
         given: further arguments, pytrees of shapes, of unknown value.
+        products: False leaves out what passes through a product that sums over entries of x.
 
     Returns:
         A boolean matrix [size of the result, m].
@@ -73,7 +74,7 @@ def dependence(function: Callable, inputs, *, given=()) -> sparse.csr_matrix:
     def tangent_out(tangent, x, *given):
         return jax.jvp(lambda x: function(x, *given), (x,), (tangent,))[1]
 
-    (result,) = _walk(tangent_out, inputs, inputs, *given, seed=True)
+    (result,) = _walk(tangent_out, inputs, inputs, *given, seed=True, products=products)
     size = int(np.prod(result.shape))
     return (
         sparse.csr_matrix((size, inputs.shape[0]), dtype=bool) if result.depends is None else result.depends
@@ -82,10 +83,10 @@ def dependence(function: Callable, inputs, *, given=()) -> sparse.csr_matrix:
 
 def may_be_nonzero(function: Callable, *given) -> list[np.ndarray]:
     """For every result of `function(*given)` the entries that are not provably zero."""
-    return [np.broadcast_to(result.nonzero, result.shape) for result in _walk(function, *given, seed=False)]
+    return [np.broadcast_to(result.nonzero, result.shape) for result in _walk(function, *given, seed=False, products=True)]
 
 
-def _walk(function, *args, seed) -> list[_Known]:
+def _walk(function, *args, seed, products) -> list[_Known]:
     leaves, treedef = jax.tree.flatten(args)
     with jax.ensure_compile_time_eval():
         closed = jaxprs.trace(
@@ -99,7 +100,7 @@ def _walk(function, *args, seed) -> list[_Known]:
             env[first] = _Known((size,), depends=sparse.identity(size, dtype=bool, format="csr"))
         known = lambda atom: _constant(atom.val) if jaxprs.is_literal(atom) else env[atom]
         for equation, dying in zip(closed.jaxpr.eqns, jaxprs.last_uses(closed), strict=True):
-            results = _apply(equation, [known(atom) for atom in equation.invars])
+            results = _apply(equation, [known(atom) for atom in equation.invars], products)
             env.update(zip(equation.outvars, results, strict=True))
             # the pattern of an embedding table can be large: keep only what is still read
             for variable in dying:
@@ -116,7 +117,7 @@ def _constant(value) -> _Known:
     return _Known(value.shape, value, value != 0)
 
 
-def _apply(equation, operands: list[_Known]) -> list[_Known]:
+def _apply(equation, operands: list[_Known], products: bool) -> list[_Known]:
     """What is known of an equation's results."""
     name, shapes = equation.primitive.name, [v.aval.shape for v in equation.outvars]
     if all(o.value is not None for o in operands) and not equation.effects:
@@ -134,7 +135,8 @@ def _apply(equation, operands: list[_Known]) -> list[_Known]:
     if name == "select_n":
         return [_select(shapes[0], *operands)]
     if name == "dot_general":
-        return [_dot(equation, *operands)]
+        mixing = bool(equation.params["dimension_numbers"][0][0])
+        return [_dot(equation, *operands) if products or not mixing else _Known(shapes[0])]
     if name in _REDUCTIONS:
         return [_reduce(equation, operands[0])]
     if name in _ELEMENTWISE:

@@ -77,6 +77,12 @@ class Patterns:
         return dependence(lambda h, *given: self._hold(h, *given)[0], self._h, given=self._given_held)
 
     @cached_property
+    def entrywise(self) -> sparse.csr_matrix:
+        """J₀ without what a product mixes, of h with an input or with itself, as if it were a drive: [n, n]."""
+        step = lambda h, *given: self._hold(h, *given)[0]
+        return dependence(step, self._h, given=self._given_held, products=False)
+
+    @cached_property
     def presynaptic(self) -> list[sparse.csr_matrix]:
         """Per synapse the entries of v that h reaches while the drives are held, V_l: [batch·pre, n]."""
         vectors = lambda h, *given: jnp.concatenate(

@@ -5,7 +5,7 @@
 P_n keeps, for every weight, the hidden units that it can reach within n steps of the recurrent
 core: n = 1 the units that it acts on at once, every further order the units that those reach in one
 more step. A unit is a set of hidden entries that act on each other apart from the recurrent
-weights (an LSTM's c_i and h_i): so order 1 is exact on columnar and diagonal cells.
+weights and other products (an LSTM's c_i and h_i): so order 1 is exact on columnar and diagonal cells.
 
 Cost per step at order 1: O(p) time and memory (a dense cell's weight acts on one unit). Biased,
 except that a mask which drops nothing is exact. Any cell; a cell whose weights act on many units at
@@ -66,7 +66,7 @@ def snap(
     positive_int("order", order)
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
-    reaches = reachable(structure, order - 1, within=units(structure.patterns.held))[-1]
+    reaches = reachable(structure, order - 1, within=units(structure.patterns.entrywise))[-1]
     require_read("snap", found, structure, reaches)
     influence = masked_influence(structure, [reaches], held=False, influence_dtype=influence_dtype)
     return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)

@@ -1,8 +1,10 @@
 """Units: the hidden entries that act on one another apart from the recurrent weights.
 
 With all drives held at their values, J₀ = ∂h'/∂h is what is left of the Jacobian: a leak, a forget
-gate. A unit is a component of its pattern, an LSTM's (h_i, c_i). Methods with a mask keep whole
-units; local methods keep what stays inside one, with the plain credit ∂ℓ/∂h.
+gate. A unit is a component of its pattern, an LSTM's (h_i, c_i). A product of hidden entries with
+an input counts as a drive here: the weights φ of a linear learner in the hidden state, which meet in
+its prediction φ·x, are units of their own. Methods with a mask keep whole units; local methods keep
+what stays inside one, with the plain credit ∂ℓ/∂h.
 """
 
 import jax
@@ -67,9 +69,9 @@ def require_read(name: str, found: Analysis, structure: Weights, reaches: list) 
             )
 
 
-def units(held: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Which hidden entries belong to one unit, a component of J₀'s pattern: [n, n]."""
-    _, label = sparse.csgraph.connected_components(held, directed=False)
+def units(entrywise: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Which hidden entries belong to one unit, a component of `Patterns.entrywise`: [n, n]."""
+    _, label = sparse.csgraph.connected_components(entrywise, directed=False)
     member = sparse.csr_matrix((np.ones(label.size, bool), (np.arange(label.size), label)))
     return sparse.csr_matrix(member @ member.T)
 
