@@ -80,12 +80,47 @@ def columnar_lstm_step(p, state, x):
     return sigmoid(z[3]) * np.tanh(c), c
 
 
+def decay_of(p):
+    return np.exp(-np.exp(p["nu_log"]) + 1j * np.exp(p["theta_log"]))
+
+
+def lru_step(p, state, x):
+    h = decay_of(p) * (state[0] + 1j * state[1])
+    h = h + np.exp(p["gamma_log"]) * ((p["B_re"] + 1j * p["B_im"]) @ x)
+    return h.real, h.imag, ((p["C_re"] + 1j * p["C_im"]) @ h).real + p["D"] @ x
+
+
+def rtu_step(p, state, x):
+    decay = decay_of(p)
+    c = decay * (state[0] + 1j * state[1])
+    c = c + np.sqrt(1 - np.abs(decay) ** 2) * ((p["W"][:N] + 1j * p["W"][N:]) @ x)
+    return c.real, c.imag
+
+
+def elstm_step(p, state, x):
+    c, _ = state
+    of_f, of_z = slice(N), slice(N, 2 * N)
+    f = sigmoid(p["W"][of_f] @ x + p["self"][of_f] * c + p["bias"][of_f])
+    z = np.tanh(p["W"][of_z] @ x + p["self"][of_z] * c + p["bias"][of_z])
+    c = f * c + (1 - f) * z
+    return c, sigmoid(p["W_o"][:, :N] @ c + p["W_o"][:, N:] @ x + p["bias_o"]) * c
+
+
+def low_pass_step(p, h, x):
+    alpha = sigmoid(p["decay"])
+    return alpha * h + (1 - alpha) * np.tanh(p["W"] @ x + p["bias"])
+
+
 SPIKING = {"decay": 0.9, "threshold": 0.5, "refractory": 2}
 EQUATIONS = {
     "lif": (cells.lif(M, N, **SPIKING), lif_step),
     "alif": (cells.alif(M, N, adaptation_decay=0.8, beta=0.3, **SPIKING), alif_step),
     "columnar_lstm": (cells.columnar_lstm(M, N), columnar_lstm_step),
     "columnar_rnn": (cells.columnar_rnn(M, N, width=4), columnar_step),
+    "elstm": (cells.elstm(M, N), elstm_step),
+    "low_pass": (cells.low_pass(M, N), low_pass_step),
+    "lru": (cells.lru(M, N, outputs=4), lru_step),
+    "rtu": (cells.rtu(M, N), rtu_step),
     "vanilla_rnn": (cells.vanilla_rnn(M, N, leak=0.3), vanilla_step),
     "lstm": (cells.lstm(M, N), lstm_step),
     "gru": (cells.gru(M, N), gru_step),
@@ -93,7 +128,7 @@ EQUATIONS = {
 }
 
 # the leaves that act entry by entry: all others are matrices
-ELEMENTWISE = ("bias", "self")
+ELEMENTWISE = ("bias", "self", "decay", "_log")
 
 
 def random_like(tree):
