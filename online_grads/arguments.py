@@ -75,6 +75,20 @@ def probability(name: str, value) -> None:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
+def fraction(name: str, value) -> None:
+    """Refuse a number outside [0, 1]; a tracer passes, as its value is not known yet.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is outside.
+
+    >>> fraction("trace_decay", 1.0)
+    """
+    number = _number(name, value)
+    if number is not None and not 0 <= number <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}")
+
+
 def _number(name: str, value) -> float | None:
     """The value in Python, so that comparing it inside jit is not traced; None for a tracer."""
     if isinstance(value, jax.core.Tracer):

@@ -13,12 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from online_grads import optimizers
 from online_grads.assembly import Start, blaming, estimator_of, model_of, place, start, task_of, x64
 from online_grads.config import Config, EstimatorConfig
+from online_grads.estimators.registry import ESTIMATORS
 from online_grads.learner import learner, scan
 from online_grads.run import DataError, drive, guarded, keeping, spans
+from online_grads.tables import ConfigError
 from online_grads.tasks import Task
 from online_grads.types import Learner, Metrics, Model, PyTree
 
@@ -142,8 +145,13 @@ def trainer(config: Config, task: Task, model: Model, starts: Start, chosen: Est
     """One estimator's program, vmapped over seeds and mapped over learning rates; traced already.
 
     Raises:
-        ConfigError: the estimator refuses its options or the model.
+        ConfigError: the estimator refuses its options or the model, or emits too late for the task's traces.
     """
+    if task.traces is not None and ESTIMATORS[chosen.name].delay != "none":
+        raise ConfigError(
+            f"{config.source}: {place(chosen)}: its gradients come late ({ESTIMATORS[chosen.name].delay}), "
+            "when the traces of the task are at another step"
+        )
     if chosen.model:
         model = model_of(config, task, chosen)
     estimator = estimator_of(config, chosen, model)
@@ -151,6 +159,8 @@ def trainer(config: Config, task: Task, model: Model, starts: Start, chosen: Est
 
     def learner_at(rate):
         made = optimizers.make(chosen.optimizer, rate, window=chosen.window, frozen=chosen.frozen)
+        if task.traces is not None:
+            made = optax.chain(task.traces, made)
         return _recording(learner(estimator, made), task)
 
     def init_one(rate, start):

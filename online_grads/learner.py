@@ -18,7 +18,8 @@ def learner(estimator: Estimator, optimizer: optax.GradientTransformation) -> Le
 
     Args:
         estimator: any `Estimator`.
-        optimizer: any optax `GradientTransformation`.
+        optimizer: any optax `GradientTransformation`. One that takes extra arguments is told the model's
+            outputs of the segment, as `outputs` [k, ...].
 
     Returns:
         A `Learner`, to be driven by `scan`, or by `run` from the host.
@@ -33,6 +34,7 @@ def learner(estimator: Estimator, optimizer: optax.GradientTransformation) -> Le
     >>> int(state.step), bool(metrics.finite)
     (1, True)
     """
+    told = optax.with_extra_args_support(optimizer)
 
     def init(params, hidden, *, key):
         return LearnerState(
@@ -44,7 +46,9 @@ def learner(estimator: Estimator, optimizer: optax.GradientTransformation) -> Le
 
     def update(state, xs, ys):
         carried, estimate = estimator.update(state.estimator, state.params, xs, ys)
-        updates, optimizer_state = optimizer.update(estimate.grads, state.optimizer, state.params)
+        updates, optimizer_state = told.update(
+            estimate.grads, state.optimizer, state.params, outputs=estimate.outputs
+        )
         params = optax.apply_updates(state.params, updates)
         # one norm each tells as much as a test of every entry, in a quarter of its time
         grad_norm = norm(estimate.grads)

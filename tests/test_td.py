@@ -1,13 +1,16 @@
-"""TD prediction: an exact estimator follows minus the TD error times the gradient of the value."""
+"""TD prediction: exact estimators follow the TD error times the gradient of the value, or of its trace."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import online_grads as og
-from online_grads import cells, readouts
-from online_grads.td import TdTarget, td_model
+from online_grads import cells, experiment, readouts
+from online_grads.config import parse
+from online_grads.tables import ConfigError
+from online_grads.td import TdTarget, eligibility_traces, td_model, value_model
 
 T, INPUTS, HIDDEN, DISCOUNT = 12, 3, 4, 0.8
 NUMBER, X = jnp.zeros(()), jnp.zeros(INPUTS)
@@ -117,9 +120,234 @@ def test_bad_arguments():
         make(example=(X, X))
     with pytest.raises(ValueError, match=r"cumulant must be a scalar, got shape \(3,\)"):
         make(example=(X, TdTarget(X, X, NUMBER)))
+    with pytest.raises(ValueError, match=r"ratio must be a scalar, got shape \(3,\)"):
+        make(example=(X, EXAMPLE[1]._replace(ratio=X)))
+    with pytest.raises(TypeError, match="begins must be a bool, got float64"):
+        make(example=(X, EXAMPLE[1]._replace(begins=NUMBER)))
     with pytest.raises(ValueError, match="the x of y must be like x: expected"):
         make(example=(X, TdTarget(NUMBER, jnp.zeros(2), NUMBER)))
     with pytest.raises(ValueError, match=r"the readout must have one output, got shape \(2,\)"):
         make(readouts.linear(HIDDEN, 2))
     with pytest.raises(ValueError, match="the readout does not fit the cell"):
         make(readouts.linear(HIDDEN + 1, 1))
+
+
+# ---- TD(λ), on a stream of episodes with their own discounts and policy ratios
+
+LAMBDA = 0.7
+ENDS = (4, 9, T)  # where episodes end: one terminates, two are cut off
+START = jnp.linspace(-0.5, 0.5, HIDDEN)  # h₀
+FULL = EXAMPLE[1]._replace(discount=NUMBER, ratio=NUMBER, begins=jnp.zeros((), bool))
+
+
+def episodic(make, example=(X, FULL)):
+    model = make(
+        cells.vanilla_rnn(INPUTS, HIDDEN), readouts.linear(HIDDEN, 1), discount=DISCOUNT, example=example
+    )
+    return og.with_resets(model, START)
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    """(parameters, (xs, ys))."""
+    keys = jax.random.split(jax.random.key(3), 6)
+    params, _ = episodic(value_model).init(keys[0])
+    x = jax.random.normal(keys[1], (T, INPUTS))
+    begins = jnp.isin(jnp.arange(T), jnp.array((0, *ENDS[:-1])))
+    last = jnp.isin(jnp.arange(T), jnp.array(ENDS) - 1)
+    # the end of an episode looks ahead at another observation than the stream goes on with
+    ahead = jnp.where(last[:, None], jax.random.normal(keys[2], (T, INPUTS)), jnp.roll(x, -1, axis=0))
+    discount = jax.random.uniform(keys[3], (T,), minval=0.5, maxval=1.0).at[ENDS[0] - 1].set(0.0)
+    ratio = jax.random.uniform(keys[4], (T,), minval=0.3, maxval=2.0)
+    cumulants = jax.random.normal(keys[5], (T,))
+    return params, ((x, begins), TdTarget(cumulants, ahead, jnp.full(T, jnp.nan), discount, ratio, begins))
+
+
+def forward_view(params, xs, ys, trace_decay):
+    """Σ_t ρ_t (G^λ_t − v_t) ∂v_t/∂θ, from the definition of the λ-return, episode by episode."""
+    cell, readout = cells.vanilla_rnn(INPUTS, HIDDEN), readouts.linear(HIDDEN, 1)
+
+    def predictions(params):
+        """v(h_t) and v(h') at every step."""
+        step = lambda h, x: cell.step(params["cell"], h, x)
+        value = lambda h: readout.apply(params["readout"], cell.output(h))[0]
+        h, rows = START, []
+        for t in range(T):
+            h = step(jnp.where(xs[1][t], START, h), xs[0][t])
+            rows.append((value(h), value(step(h, ys.x[t]))))
+        return tuple(map(jnp.stack, zip(*rows, strict=True)))
+
+    v, following = map(np.asarray, predictions(params))
+    gap = np.zeros(T)  # G^λ_t − v_t
+    for t in reversed(range(T)):
+        g = following[t]
+        if t + 1 not in ENDS:
+            to_come = ys.ratio[t + 1] * gap[t + 1] + v[t + 1]
+            g = (1 - trace_decay) * following[t] + trace_decay * to_come
+        gap[t] = ys.cumulant[t] + ys.discount[t] * g - v[t]
+    jacobian = jax.jit(jax.jacrev(lambda params: predictions(params)[0]))(params)
+    return jax.tree.map(lambda rows: jnp.tensordot(jnp.asarray(ys.ratio * gap), rows, 1), jacobian)
+
+
+# adds up what reaches it and moves nothing
+SUM = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda g, total, params=None: (jax.tree.map(jnp.zeros_like, g), jax.tree.map(jnp.add, g, total)),
+)
+
+
+def backward_view(estimator):
+    """(params, xs, ys, λ) -> Σ_t δ_t e_t."""
+
+    @jax.jit
+    def follow(params, xs, ys, trace_decay):
+        online = og.learner(estimator, optax.chain(eligibility_traces(trace_decay), SUM))
+        state = online.init(params, START, key=jax.random.key(1))
+        state, metrics = og.scan(online, state, xs, ys)
+        return jax.tree.map(jnp.negative, state.optimizer[1]), metrics.outputs
+
+    return lambda *args: follow(*args)[0]
+
+
+@pytest.fixture(scope="module")
+def exact_view():
+    return backward_view(og.rtrl(episodic(value_model)))
+
+
+def test_traces_give_the_forward_view_of_the_lambda_return(episodes, exact_view):
+    params, (xs, ys) = episodes
+    expected = forward_view(params, xs, ys, LAMBDA)
+    assert apart(exact_view(params, xs, ys, LAMBDA), expected) < 1e-10
+    cut = ys.discount.at[ENDS[1] - 1].set(0.0)
+    for wrong in (
+        ys._replace(begins=jnp.zeros(T, bool)),
+        ys._replace(discount=cut),  # a truncation for a termination
+        ys._replace(ratio=jnp.ones(T)),
+        ys._replace(x=jnp.roll(xs[0], -1, axis=0)),  # looking ahead into the next episode
+    ):
+        assert apart(exact_view(params, xs, wrong, LAMBDA), expected) > 1e-3
+    assert apart(exact_view(params, xs, ys, 0.0), expected) > 1e-3
+    # a termination ends the trace by itself, and what comes after a truncation may follow anything
+    begins = ys.begins.at[ENDS[0]].set(False)
+    assert apart(exact_view(params, xs, ys._replace(begins=begins), LAMBDA), expected) < 1e-10
+
+
+def test_what_y_does_not_tell_is_the_model_s_discount_one_and_never(episodes, exact_view):
+    params, (xs, ys) = episodes
+    bare = TdTarget(ys.cumulant, ys.x, ys.value)
+    told = bare._replace(discount=jnp.full(T, DISCOUNT), ratio=jnp.ones(T), begins=jnp.zeros(T, bool))
+    short = backward_view(og.rtrl(episodic(value_model, EXAMPLE)))(params, xs, bare, LAMBDA)
+    assert apart(short, exact_view(params, xs, told, LAMBDA)) < 1e-12
+    assert apart(short, exact_view(params, xs, ys, LAMBDA)) > 1e-3
+
+
+def test_without_a_trace_it_is_the_semi_gradient(episodes, exact_view):
+    params, (xs, ys) = episodes
+    loss = og.rtrl(episodic(td_model))
+    mean = jax.jit(lambda *args: og.gradient(loss, *args, key=jax.random.key(1)))(params, START, xs, ys)
+    expected = jax.tree.map(lambda g: -T * g, mean)
+    assert apart(exact_view(params, xs, ys, 0.0), expected) < 1e-10
+    assert apart(exact_view(params, xs, ys, 0.1), expected) > 1e-3
+
+
+@pytest.mark.parametrize("make", [lambda m: og.tbptt(m, history=T), lambda m: og.snap(m, order=HIDDEN)])
+def test_other_exact_estimators(episodes, exact_view, make):
+    params, (xs, ys) = episodes
+    found = backward_view(make(episodic(value_model)))(params, xs, ys, LAMBDA)
+    assert apart(found, exact_view(params, xs, ys, LAMBDA)) < 1e-10
+
+
+def test_noisy_estimators(episodes, exact_view):
+    params, (xs, ys) = episodes
+    expected = exact_view(params, xs, ys, LAMBDA)
+    uoro = backward_view(og.uoro(episodic(value_model)))(params, xs, ys, LAMBDA)
+    # where credit goes through no state there is no noise
+    assert apart(uoro["readout"], expected["readout"]) < 1e-10
+    assert apart(uoro["cell"], expected["cell"]) > 1e-3
+    es = backward_view(og.es(episodic(value_model), sigma=1e-3, particles=512))(params, xs, ys, LAMBDA)
+    flat = lambda tree: jax.flatten_util.ravel_pytree(tree["readout"])[0]
+    a, b = flat(es), flat(expected)
+    assert a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b) > 0.95
+
+
+def test_any_optimizer_compiled_over_seeds_and_trace_decays(episodes):
+    _, (xs, ys) = episodes
+    model = episodic(value_model)
+
+    def learned(key, trace_decay):
+        online = og.learner(og.snap(model), optax.chain(eligibility_traces(trace_decay), optax.adam(0.01)))
+        state, metrics = og.scan(online, online.init(*model.init(key), key=key), xs, ys)
+        return state.params, metrics.outputs.value
+
+    keys, decays = jax.random.split(jax.random.key(5), 2), jnp.array([0.0, 0.9])
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam promotes its count
+        every = og.sweep(learned, {"key": keys, "trace_decay": decays})
+        one = jax.jit(lambda key: learned(key, 0.9))(keys[1])  # not traced
+    assert apart(jax.tree.map(lambda leaf: leaf[1, 1], every), one) < 1e-12
+    assert apart(jax.tree.map(lambda leaf: leaf[1, 0], every), one) > 1e-3
+
+
+def test_a_trace_that_is_not_finite_ends_where_an_episode_begins(episodes):
+    traces, told = eligibility_traces(LAMBDA), og.td.TdOutputs(*jnp.ones((4, 1)), jnp.ones(1, bool))
+    state = traces.init(jnp.ones(2))._replace(traces=jnp.full(2, jnp.inf), discount=jnp.ones(()))
+    emitted, _ = traces.update(jnp.ones(2), state, outputs=told)
+    np.testing.assert_array_equal(emitted, -jnp.ones(2))
+    after, _ = traces.update(jnp.ones(2), state, outputs=told._replace(begins=jnp.zeros(1, bool)))
+    assert jnp.isinf(after).all()
+
+
+def test_traces_refuse_what_they_cannot_use(episodes):
+    params, (xs, ys) = episodes
+    with pytest.raises(ValueError, match=r"trace_decay must be in \[0, 1\], got 1.5"):
+        eligibility_traces(1.5)
+    with pytest.raises(TypeError, match="trace_decay must be a number, got 'a'"):
+        eligibility_traces("a")
+    traces = eligibility_traces(1.0)
+    with pytest.raises(ValueError, match="needs what the loss of value_model returned"):
+        traces.update(params, traces.init(params))
+    with pytest.raises(TypeError, match="needs the TdOutputs of value_model, got ndarray"):
+        traces.update(params, traces.init(params), outputs=np.zeros(1))
+    model = episodic(value_model)
+    online = og.learner(og.tbptt(model), optax.chain(traces, optax.sgd(0.1)))
+    state = jax.eval_shape(lambda key: online.init(*model.init(key), key=key), jax.random.key(0))
+    with pytest.raises(
+        ValueError, match=r"windows of one step and one stream, got TD errors of shape \(2,\)"
+    ):
+        jax.eval_shape(lambda state: og.scan(online, state, xs, ys, window=2), state)
+    # an optimizer that wraps another one and does not hand on what it is told
+    online = og.learner(og.tbptt(model), og.fptt(optax.chain(traces, optax.sgd(0.1)), alpha=0.5))
+    state = jax.eval_shape(lambda key: online.init(*model.init(key), key=key), jax.random.key(0))
+    with pytest.raises(ValueError, match="needs what the loss of value_model returned"):
+        jax.eval_shape(lambda state: og.scan(online, state, xs, ys), state)
+
+
+# ---- from a config
+
+
+def trained(trace_decay=None, **estimator):
+    task = {"name": "trace_conditioning", "isi": [2, 3], "iti": [4, 5], "cs_length": 1, "distractors": 0}
+    tables = {
+        "task": task if trace_decay is None else task | {"trace_decay": trace_decay},
+        "model": {"cell": "vanilla_rnn", "hidden": 2},
+        "run": {"steps": 60, "precision": "float64"},
+        "optimizer": {"name": "sgd", "learning_rate": 0.1},
+        "estimator": [{"name": "tbptt", **estimator}],
+    }
+    return experiment.train(parse(tables)).results[0].loss
+
+
+def test_a_task_learns_by_traces():
+    plain = trained()
+    np.testing.assert_allclose(trained(0.0), plain, rtol=1e-9)
+    assert np.abs(trained(0.9) - plain).max() > 1e-3
+
+
+def test_a_task_with_traces_refuses_windows_and_late_gradients():
+    with pytest.raises(
+        ConfigError, match=r"estimator.0 \(tbptt\): eligibility_traces needs windows of one step"
+    ):
+        trained(0.9, window=2)
+    with pytest.raises(ConfigError, match=r"estimator.0 \(fbptt\): its gradients come late \(horizon − 1\)"):
+        trained(0.9, name="fbptt", horizon=2)
+    with pytest.raises(ConfigError, match=r"config: task: trace_decay must be in \[0, 1\], got 2"):
+        trained(2)

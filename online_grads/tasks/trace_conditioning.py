@@ -23,6 +23,7 @@ def trace_conditioning(
     distractors: int = 10,
     distractor_length: int = 4,
     discount: float | None = None,
+    trace_decay: float | None = None,
     dtype=None,
 ) -> Task:
     """Trace conditioning: predict the discounted sum of a US that a CS announces.
@@ -42,14 +43,17 @@ def trace_conditioning(
         distractors: how many there are, possibly 0.
         distractor_length: for how many steps one is on.
         discount: γ in [0, 1), by default 1 - 1/mean isi.
+        trace_decay: λ in [0, 1] of TD(λ); None is semi-gradient TD(0) as a loss.
         dtype: of the stream, by default JAX's float.
 
     Returns:
-        A `Task` with x [2 + distractors] and y a `TdTarget`, learned through `td_model`.
+        A `Task` with x [2 + distractors] and y a `TdTarget`, learned through `td_model`, or with a
+        trace_decay through `value_model` and `eligibility_traces`.
 
     Raises:
         TypeError, ValueError: a length is not a positive integer, a range not two of them in order, the
-            CS or the US too long, the discount outside [0, 1), the dtype not a floating one.
+            CS or the US too long, the discount outside [0, 1), the trace_decay outside [0, 1], the dtype
+            not a floating one.
 
     >>> import jax
     >>> task = trace_conditioning(isi=(8, 8), discount=0.5)
@@ -72,5 +76,6 @@ def trace_conditioning(
         distractors=distractors,
         distractor_length=distractor_length,
         discount=discount,
+        trace_decay=trace_decay,
         dtype=dtype,
     )

@@ -30,6 +30,7 @@ def trace_patterning(
     valid: int = 10,
     distractors: int = 5,
     discount: float = 0.9,
+    trace_decay: float | None = None,
     dtype=None,
 ) -> Task:
     """Trace patterning: predict the discounted sum of a US that some patterns announce.
@@ -50,15 +51,17 @@ def trace_patterning(
         valid: patterns that a US follows.
         distractors: how many there are, possibly 0.
         discount: γ in [0, 1).
+        trace_decay: λ in [0, 1] of TD(λ); None is semi-gradient TD(0) as a loss.
         dtype: of the stream, by default JAX's float.
 
     Returns:
-        A `Task` with x [1 + bits + distractors] and y a `TdTarget`, learned through `td_model`.
+        A `Task` with x [1 + bits + distractors] and y a `TdTarget`, learned through `td_model`, or with a
+        trace_decay through `value_model` and `eligibility_traces`.
 
     Raises:
         TypeError, ValueError: a size is not a positive integer, a range not two of them in order, more
             bits are active than there are, there are not so many patterns, the discount is outside
-            [0, 1), the dtype not a floating one.
+            [0, 1), the trace_decay outside [0, 1], the dtype not a floating one.
 
     >>> task = trace_patterning()
     >>> task.example[0].shape
@@ -95,5 +98,6 @@ def trace_patterning(
         distractors=distractors,
         distractor_length=1,
         discount=discount,
+        trace_decay=trace_decay,
         dtype=dtype,
     )

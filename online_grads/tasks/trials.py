@@ -28,7 +28,7 @@ import numpy as np
 from online_grads.arguments import float_dtype, positive_int, probability, shown
 from online_grads.tasks.episodes import Position, begin, walk
 from online_grads.tasks.types import Task
-from online_grads.td import TdTarget, td_model
+from online_grads.td import TdTarget, eligibility_traces, td_model, value_model
 from online_grads.types import Array
 
 
@@ -74,6 +74,7 @@ def conditioning(
     distractors: int,
     distractor_length: int,
     discount: float | None = None,
+    trace_decay: float | None = None,
     dtype=None,
 ) -> Task:
     """The task of predicting the return G_t of a stream of trials.
@@ -89,15 +90,18 @@ def conditioning(
         distractors: how many there are.
         distractor_length: for how many steps they are on.
         discount: γ, by default 1 - 1/mean isi.
+        trace_decay: λ of TD(λ); None is semi-gradient TD(0) as a loss.
         dtype: of the stream, by default JAX's float.
 
     Returns:
-        A `Task` with x [1 + bits + distractors] and y a `TdTarget`, learned through `td_model`.
+        A `Task` with x [1 + bits + distractors] and y a `TdTarget`, learned through `td_model`, or with a
+        trace_decay through `value_model` and `eligibility_traces`.
 
     Raises:
         TypeError, ValueError: a size or a length is not a positive integer (distractors may be 0); a
             range is not two of them in order; the CS outlasts the shortest isi, or the US the shortest
-            iti; the discount is outside [0, 1); the dtype is not a floating one.
+            iti; the discount is outside [0, 1), the trace_decay outside [0, 1]; the dtype is not a
+            floating one.
     """
     dtype = float_dtype(dtype)
     shortest = _least("isi", isi) + _least("iti", iti)
@@ -150,6 +154,9 @@ def conditioning(
     zeros = lambda *shape: jnp.zeros(shape, dtype)
     example = jax.eval_shape(lambda: (zeros(size), TdTarget(zeros(), zeros(size), zeros())))
     mean, square = _moments(timing, us_probability)
+    build, traces, value_of = td_model, None, lambda prediction: prediction
+    if trace_decay is not None:
+        build, traces, value_of = value_model, eligibility_traces(trace_decay), lambda outputs: outputs.value
     return Task(
         init=init,
         draw=draw,
@@ -157,8 +164,9 @@ def conditioning(
         outputs=1,
         unit="squared return error",
         references={"always zero": square, "the best constant": square - mean**2},
-        build=partial(td_model, discount=discount, example=example),
-        score=lambda prediction, y: (prediction - y.value) ** 2,
+        build=partial(build, discount=discount, example=example),
+        traces=traces,
+        score=lambda outputs, y: (value_of(outputs) - y.value) ** 2,
     )
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import optax
+
 from online_grads.types import Model
 
 
@@ -27,6 +29,7 @@ class Task(NamedTuple):
     resets: bool = False  # xs are (x, reset) pairs: the hidden state begins anew where reset is true
     readout: Callable | None = None  # (inputs, outputs, dtype=) -> Readout, in place of the linear one
     build: Callable | None = None  # (cell, readout) -> Model, where the loss needs more than a prediction
+    traces: optax.GradientTransformation | None = None  # what a gradient passes before the optimizer
     score: Callable | None = None  # (model's outputs, y) -> [], shown × scale in place of the loss
     adapt: Callable | None = None  # (stream state, ys, losses or scores [length / window]) -> stream state
     level: Callable | None = None  # stream state -> [], how far `adapt`, a curriculum, has come
