@@ -113,6 +113,11 @@ class Patterns:
             total = total + reach @ blocks.T @ vector
         return sparse.csr_matrix(total)
 
+    @cached_property
+    def carried(self) -> np.ndarray:
+        """Which entries of h the next step reads, [n] bool; the others are outputs of their step alone."""
+        return np.diff(self.jacobian.tocsc().indptr) > 0
+
     def _reached(self, result: Callable) -> list[sparse.csr_matrix]:
         """Per drive the pattern of `result(h', drives)` with respect to its perturbation."""
         structure = self._structure

@@ -21,22 +21,34 @@ from online_grads.types import Array
 class SparseJacobian:
     """Entries of J, J₀ and D_l, read at one step after another; J and J₀ at fixed positions."""
 
-    def __init__(self, structure: Structure, patterns: Patterns, rows=(), columns=()):
-        """Prepare the entries (rows, columns) of J and J₀, all of them within J's pattern or zero."""
+    def __init__(self, structure: Structure, patterns: Patterns, rows=(), columns=(), reached=None):
+        """Prepare the entries (rows, columns) of J and J₀, all of them within J's pattern or zero.
+
+        D is read at the entries `reached` of h', [n] bool, all by default; nothing else of it is computed.
+        """
         self.structure, self.patterns = structure, patterns
         self.rows, self.columns = np.asarray(rows, np.int64), np.asarray(columns, np.int64)
+        self.reached = np.ones(patterns.held.shape[0], bool) if reached is None else reached
+        edges = np.flatnonzero(np.diff([False, *self.reached, False]))
+        self._spans = list(zip(edges[::2], edges[1::2], strict=True))
+        self.places = np.cumsum(self.reached) - 1  # of an entry among those that are reached
 
     def __call__(self, weights, h, rest, x) -> "Entries":
         """The entries at one step."""
         return Entries(self, weights, h, rest, x)
 
+    def read(self, h):
+        """What D is read at, of h' or of a tangent [n]; slices, so that the rest is never computed."""
+        return h if self.reached.all() else jnp.concatenate([h[:0], *(h[a:b] for a, b in self._spans)])
+
     @cached_property
     def flowing_colours(self) -> "_Columns | None":
-        """The colours of all drives, None where n VJPs are fewer."""
+        """The colours of all drives, None where a VJP per entry that is read is fewer."""
         n = self.patterns.held.shape[0]
         reach = sparse.hstack([sparse.csr_matrix((n, 0), dtype=bool), *self.patterns.drives], format="csr")
-        # a row needs as many colours as it has entries: beyond n of them, n VJPs give all of D
-        return _Columns(reach) if np.diff(reach.indptr).max(initial=0) <= n else None
+        reach = reach[self.reached]
+        # a row needs as many colours as it has entries: beyond one per row, VJPs give all of D
+        return _Columns(reach) if np.diff(reach.indptr).max(initial=0) <= reach.shape[0] else None
 
     @cached_property
     def held_colours(self) -> "_Columns":
@@ -108,7 +120,7 @@ class Entries:
 
         def flowing(perturb):
             h_t, _, presynaptic, drives = self._structure.step(weights, h, rest, x, perturb=perturb)
-            return h_t, (presynaptic, drives)
+            return jacobian.read(h_t), (presynaptic, drives)
 
         if self._jacobian.flowing_colours is None:
             h_t, pull, (self.presynaptic, self._drives) = jax.vjp(flowing, zeros, has_aux=True)
@@ -126,7 +138,7 @@ class Entries:
 
     def drive(self, number: int, rows, columns) -> Array:
         """D at positions of any shape, for the drive of this number."""
-        columns = columns + self._starts[number]
+        columns, rows = columns + self._starts[number], self._jacobian.places[rows]
         if self._jacobian.flowing_colours is None:
             return self._reach[rows, columns]
         return self._reach[self._jacobian.flowing_colours.colours[columns], rows]

@@ -81,7 +81,7 @@ def keep(structure: Weights, reaches: list) -> list[Kept]:
     for number, (drive, reach) in enumerate(zip(structure.trained_drives, reaches, strict=True)):
         columns = reach.tocsc()
         counts = np.diff(columns.indptr)
-        size = max(int(counts.max(initial=0)), 1)
+        size = int(counts.max(initial=0))
         _require_sparse(structure, drive, size)
         rows = np.zeros((size, counts.size), np.int64)
         valid = np.arange(size)[:, None] < counts
@@ -146,7 +146,8 @@ def contract(structure: Weights, kept: list[Kept], influence: list, credit: Arra
             own, e = jax.tree.map(lambda array, d=dtype: array.astype(d), (local, e))
             if each.few:
                 along = [structure.along(site, row, post=True) for row in own]
-                grads[each.number] = sum(row * entry for row, entry in zip(along, e, strict=True))
+                products = [row * entry for row, entry in zip(along, e, strict=True)]
+                grads[each.number] = sum(products, jnp.zeros(structure.weights[site.weight].shape, dtype))
                 continue
             matrix = jnp.einsum("ai,iap->ip", own, e)
             if each.pres is not None:
@@ -191,7 +192,9 @@ def masked_influence(structure: Weights, chain: list[list], *, held: bool, influ
     find = lambda places: [np.where(p < 0, -1, np.searchsorted(positions, p)) for p in places]
     own, across = [find(places) for places in own], [find(places) for places in across]
     n = patterns.held.shape[0]
-    jacobian = SparseJacobian(structure, patterns, positions // n, positions % n)
+    reached = np.zeros(n, bool)
+    reached[np.concatenate([np.zeros(0, np.int64), *(k.rows[k.valid] for kept in tensors for k in kept)])] = True
+    jacobian = SparseJacobian(structure, patterns, positions // n, positions % n, reached)
     most = max((k.rows.shape[0] for k in tensors[-1]), default=0)
 
     def propagate(influence, segment, noise):
@@ -273,5 +276,7 @@ def _coefficients(term: Term) -> Array:
 
 def _contains(pattern, rows, columns):
     """Which positions (rows, columns) are in the pattern."""
+    if not rows.size:
+        return np.zeros(rows.shape, bool)
     flat = np.asarray(sparse.csr_matrix(pattern)[rows.ravel(), columns.ravel()]).ravel()
     return flat.reshape(rows.shape).astype(bool)

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from online_grads.analysis import analyse
 from online_grads.arguments import float_dtype, positive_int
 from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
+from online_grads.estimators.past_facing.masked import masked_influence
+from online_grads.estimators.past_facing.units import confined
 from online_grads.linearize import Weights
 from online_grads.numerics import wide
 from online_grads.types import Estimator, Model
@@ -66,6 +68,11 @@ def rtrl(
         positive_int("block", block)
     dtype = None if influence_dtype is None else float_dtype(influence_dtype, "influence_dtype")
     found = analyse(model, allow_unused=allow_unused)
+    if block is None:
+        structure = Weights(found, dense=False)
+        reaches = confined(structure)
+        if reaches is not None:
+            return _compressed(found, structure, reaches, dtype)
     structure = Weights(found, dense=True)
     drives, n = structure.trained_drives, found.flat.size
 
@@ -90,6 +97,13 @@ def rtrl(
 
     influence = Influence(init, propagate, contract, forget=zeroed, exact=dtype is None)
     return past_facing(found, structure, influence, block=block or n)
+
+
+def _compressed(found, structure, reaches, dtype):
+    """Every weight's influence at the few entries that it ever reaches."""
+    influence = masked_influence(structure, [reaches], held=False, influence_dtype=dtype)
+    direct = not structure.patterns.carried.all()
+    return past_facing(found, structure, influence, block=1, direct=direct)
 
 
 def _immediate(delta, presynaptic, pre):

@@ -20,7 +20,7 @@ from online_grads.arguments import positive_int
 from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing.base import past_facing
 from online_grads.estimators.past_facing.masked import masked_influence
-from online_grads.estimators.past_facing.units import reachable, require_read, units
+from online_grads.estimators.past_facing.units import carried, reachable, require_read, units
 from online_grads.linearize import Weights
 from online_grads.types import Estimator, Model
 
@@ -66,7 +66,12 @@ def snap(
     positive_int("order", order)
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
-    reaches = reachable(structure, order - 1, within=units(structure.patterns.entrywise))[-1]
-    require_read("snap", found, structure, reaches)
+    within = units(structure.patterns.entrywise)
+    # what the next step does not read gets its credit within the step, as a readout does
+    direct = feedback is symmetric and not structure.patterns.carried.all()
+    if direct:
+        within = carried(structure, carried(structure, within).T)
+    reaches = reachable(structure, order - 1, within=within)[-1]
+    require_read("snap", found, structure, reaches, direct=direct)
     influence = masked_influence(structure, [reaches], held=False, influence_dtype=influence_dtype)
-    return past_facing(found, structure, influence, block=1, direct=False, feedback=feedback)
+    return past_facing(found, structure, influence, block=1, direct=direct, feedback=feedback)

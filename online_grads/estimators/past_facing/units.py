@@ -32,6 +32,31 @@ def reachable(structure: Weights, steps: int, *, within: sparse.csr_matrix) -> l
     return chain
 
 
+def carried(structure: Weights, pattern) -> sparse.csr_matrix:
+    """Rows of the entries that the next step reads; the others owe nothing to the past influence."""
+    return sparse.csr_matrix(sparse.diags(structure.patterns.carried, dtype=bool) @ pattern)
+
+
+def confined(structure: Weights) -> list | None:
+    """Per trained drive all carried entries [n, batch·post] that it ever reaches; None if they are many.
+
+    Few are K with K² ≤ n: to move so few entries of every weight takes no more than the n p products
+    that composing a dense influence takes.
+    """
+    patterns = structure.patterns
+    few = lambda matrix: np.diff(matrix.tocsc().indptr).max(initial=0) ** 2 <= matrix.shape[0]
+    jacobian = carried(structure, patterns.jacobian)
+    if not few(jacobian):
+        return None
+    reaches = [carried(structure, reach) for reach in patterns.drives[: len(structure.trained_drives)]]
+    while all(map(few, reaches)):
+        further = [sparse.csr_matrix(reach + jacobian @ reach) for reach in reaches]
+        if all(f.nnz == r.nnz for f, r in zip(further, reaches, strict=True)):
+            return reaches
+        reaches = further
+    return None
+
+
 def inside(held: sparse.csr_matrix) -> sparse.csr_matrix:
     """Which entries J₀ leads to from which, in any number of steps, itself included: [n, n]."""
     reached = sparse.csr_matrix(held + sparse.identity(held.shape[0], dtype=bool))
@@ -40,8 +65,12 @@ def inside(held: sparse.csr_matrix) -> sparse.csr_matrix:
     return reached
 
 
-def require_read(name: str, found: Analysis, structure: Weights, reaches: list) -> None:
+def require_read(
+    name: str, found: Analysis, structure: Weights, reaches: list, *, direct: bool = False
+) -> None:
     """Refuse a mask that keeps nothing of what the loss reads of a weight, for want of further steps.
+
+    With the gradient's direct form it reads the influence before the step, through the step.
 
     Raises:
         ValueError: naming the weight whose gradient would be zero.
@@ -54,6 +83,9 @@ def require_read(name: str, found: Analysis, structure: Weights, reaches: list) 
     h, rest = jax.eval_shape(found.flat.split, found.hidden)
     given = [shapes[number] for number in found.reading], rest, found.y
     read = dependence(loss, h, given=given)
+    if direct:
+        drives = structure.patterns.drives[: len(reaches)]
+        reaches = [structure.patterns.jacobian @ kept + d for kept, d in zip(reaches, drives, strict=True)]
     later = read @ inside(structure.patterns.jacobian)
     for weight, label in enumerate(structure.names):
         # all uses of a weight add up: one that is read is enough
