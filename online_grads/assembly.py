@@ -1,7 +1,6 @@
 """From a config to its task, models, estimators and seeds."""
 
 import contextlib
-import itertools
 from typing import NamedTuple
 
 import jax
@@ -65,11 +64,10 @@ def _model(config: Config, task: Task, options: dict) -> Model:
         raise ValueError(f"missing, the task {config.task.name!r} needs a cell")
     if len(task.example[0].shape) != 1:
         raise ValueError(f"cells take vectors, the task gives {task.example[0]}")
-    sizes = (*task.example[0].shape, *chosen.hidden)
-    layers = [
-        CELLS[chosen.cell](inputs, hidden, **options, dtype=dtype)
-        for inputs, hidden in itertools.pairwise(sizes)
-    ]
+    (inputs,), layers = task.example[0].shape, []
+    for hidden in chosen.hidden:
+        layers.append(CELLS[chosen.cell](inputs, hidden, **options, dtype=dtype))
+        inputs = layers[-1].size
     cell = layers[0] if len(layers) == 1 else stack(*layers)
     readout = (task.readout or linear)(cell.size, task.outputs, dtype=dtype)
     if task.build is not None:

@@ -78,7 +78,8 @@ def model_of(cell: str, n: int) -> Model:
     >>> jax.eval_shape(model_of("gru", 16).init, jax.random.key(0))[1].shape
     (16,)
     """
-    made, readout = CELLS[cell](INPUTS, n, dtype=DTYPE), linear(n, OUTPUTS, dtype=DTYPE)
+    made = CELLS[cell](INPUTS, n, dtype=DTYPE)
+    readout = linear(made.size, OUTPUTS, dtype=DTYPE)
     x, y = (jax.ShapeDtypeStruct((size,), DTYPE) for size in (INPUTS, OUTPUTS))
     return from_cell(made, readout, squared_error, example=(x, y))
 
