@@ -14,6 +14,7 @@ from online_grads.tasks.series import series
 from online_grads.tasks.text import text
 from online_grads.tasks.trace_conditioning import trace_conditioning
 from online_grads.tasks.trace_patterning import trace_patterning
+from online_grads.tasks.tracking import TrackingState, tracking
 from online_grads.tasks.trials import TrialState
 from online_grads.tasks.types import Task
 
@@ -31,6 +32,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "text": text,
     "trace_conditioning": trace_conditioning,
     "trace_patterning": trace_patterning,
+    "tracking": tracking,
 }
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "PatternState",
     "Recall",
     "Task",
+    "TrackingState",
     "TrialState",
     "add",
     "anbn",
@@ -55,4 +58,5 @@ __all__ = [
     "text",
     "trace_conditioning",
     "trace_patterning",
+    "tracking",
 ]
