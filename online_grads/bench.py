@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.bounds import BOUNDS, RATE, Program
+from online_grads.bounds import BOUNDS, RATE, Program, bound_of
 from online_grads.cells import CELLS
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.learner import memory
@@ -143,10 +143,15 @@ def _cost(
     program = learning(model, estimator)
     loop = looped(program, start, (window,), guess)
     timing = timed(loop, start, repeats)
-    row = row._replace(state_bytes=timing.carried_bytes[1], compile_seconds=loop.compile_seconds)
+    state = jax.eval_shape(program.init, *start)[1]
+    row = row._replace(
+        bound=bound_of(row.bound, state),
+        state_bytes=timing.carried_bytes[1],
+        compile_seconds=loop.compile_seconds,
+    )
     if not timing.finite:
         return row._replace(reason="its loss is not finite")
-    bound = BOUNDS[row.bound](model, jax.eval_shape(program.init, *start)[1])
+    bound = BOUNDS[row.bound](model, state)
     shapes = jax.tree.leaves(jax.eval_shape(bound.init, *start))
     key = row.bound, tuple((leaf.shape, leaf.dtype) for leaf in shapes)
     if key not in bounds:

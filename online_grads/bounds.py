@@ -177,6 +177,21 @@ BOUNDS: dict[str, Callable[[Model, PyTree], Program]] = {
 }
 
 
+def bound_of(name: str, state: PyTree) -> str:
+    """The bound that holds for a state: of J·M nothing is left where the influence is compressed.
+
+    >>> from online_grads.bench import model_of
+    >>> from online_grads.estimators.past_facing.rtrl import rtrl
+    >>> for cell in ("gru", "low_pass"):
+    ...     start = (model := model_of(cell, 16)).init(jax.random.key(0))
+    ...     print(bound_of("J·M", rtrl(model).init(*start, key=jax.random.key(1))))
+    J·M
+    stream
+    """
+    compressed = name == "J·M" and any(isinstance(each, list) for each in state.influence)
+    return "stream" if compressed else name
+
+
 def _product(model: Model, matrices: list) -> Program:
     """A ← J A with the matrices side by side, J [n, n]."""
     n = flatten(jax.eval_shape(model.init, jax.random.key(0))[1]).size

@@ -32,6 +32,11 @@ def gru_reset_before():
     return of_cell(cells.gru_reset_before(INPUTS, HIDDEN))
 
 
+def elstm():
+    """A cell whose weights act on one hidden entry that is carried; its output is not."""
+    return of_cell(cells.elstm(INPUTS, HIDDEN))
+
+
 def stacked():
     """A GRU below an LSTM, of different sizes."""
     return of_cell(cells.stack(cells.gru(INPUTS, HIDDEN), cells.lstm(HIDDEN, HIDDEN - 1)))

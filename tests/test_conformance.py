@@ -42,7 +42,10 @@ SETTINGS = {name: (name, OPTIONS.get(name, {})) for name in ESTIMATORS} | {
     "eprop, 2 hops": ("eprop", {"hops": 2}),
     "optimal_kronecker, rank 2": ("optimal_kronecker", {"rank": 2}),
     "rtrl, blocks of 2": ("rtrl", {"block": 2}),
+    "rtrl, few entries": ("rtrl", {}),
 }
+# a cell whose influence is compressed, and whose output the next step does not read
+LINEAR_TIME = ["rtrl, few entries"]
 # what they learn they learn once per segment, from its last step, not at every step
 PER_SEGMENT = ["adaptive_tbptt"]
 # they refuse a learned initial state, which acts on the drives of its step
@@ -54,9 +57,10 @@ WITH_TRANSFORMS = pytest.mark.parametrize("transform", TRANSFORMS)
 @functools.cache
 def case(name, transform="plain", resets=False):
     """An estimator on a small GRU, its parameters and hidden state, and a stream."""
-    model = models.gru()
+    model = models.elstm() if name in LINEAR_TIME else models.gru()
     if resets:
-        model = (models.fixed_start if name in LOCAL else models.learned_start)(model)
+        fixed = name in LOCAL or name in LINEAR_TIME
+        model = (models.fixed_start if fixed else models.learned_start)(model)
     name, options = SETTINGS[name]
     estimator = TRANSFORMS[transform](ESTIMATORS[name].constructor(model, **options))
     params, hidden = model.init(jax.random.key(0))

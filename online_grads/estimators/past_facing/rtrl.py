@@ -9,6 +9,10 @@ over a block of b steps (Schmidhuber 1992, with Φ = ∂h_b/∂h_0 and drives z_
 Cost per step: O(n² p) at k = 1, one matrix product J M; O(n p + n³) in blocks of b ≈ n steps, the
 same product once per block. Memory n p. Exact for every k, with frozen parameters. Any cell.
 
+Where the patterns of a cell say that no weight ever reaches more than K entries of h, K² ≤ n (columns,
+diagonal recurrences), only those are carried: K² p products, K p numbers. Entries of h that the next
+step does not read (an output) carry nothing: their credit goes back through the step itself.
+
 Reference: Williams & Zipser (1989); Schmidhuber (1992), A fixed size storage O(n³) time complexity
 learning algorithm for fully recurrent continually running networks.
 """
@@ -34,11 +38,13 @@ def rtrl(
 
     The influence is one array [n, batch, post, pre] per drive: weights whose products are only added
     up, W h + U x + b, share one, with pre entries for [h; x; 1]. A weight that is used several times in
-    a step has one per use.
+    a step has one per use. On columns and diagonal recurrences it is compressed by itself, to K arrays
+    like every weight: O(p) time and memory, still exact. `info["kept"]` then is K.
 
     Args:
         model: the model.
-        block: steps composed at a time in a longer segment, n by default.
+        block: steps composed at a time in a longer segment, n by default. Given, it asks for the dense
+            influence; a compressed one moves step by step.
         influence_dtype: what the influence is stored in, by default the weights' dtype. `jnp.bfloat16`
             halves it, and every step rounds, Φ too: decays closer to 1 than 2⁻⁸ (`jnp.float16`: 2⁻¹¹)
             are lost, so that time constants above 100 steps (1000) are not for it.

@@ -3,8 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from online_grads import gradient, rtrl, snap, tbptt
-from tests.models import MODELS, exact_gradient, learned_start, problem, relative_error, stream
+from online_grads import cells, gradient, rtrl, snap, tbptt
+from tests.models import (
+    MODELS,
+    exact_gradient,
+    learned_start,
+    of_cell,
+    problem,
+    problem_of,
+    relative_error,
+    stream,
+)
 
 LENGTH = 14
 
@@ -74,6 +83,46 @@ def test_influence_equals_the_forward_mode_jacobian():
     together = [expected["W_rec"], expected["W_in"], expected["bias"][..., None]]
     (influence,) = state.influence
     np.testing.assert_allclose(influence[:, 0], np.concatenate(together, axis=2), rtol=1e-10)
+
+
+COLUMNS = {  # cell of n units -> hidden entries that a weight ever reaches and the next step reads
+    "columnar_lstm": (lambda n: cells.columnar_lstm(3, n), 2),
+    "lru": (lambda n: cells.lru(3, n, outputs=5), 2),
+    "elstm": (lambda n: cells.elstm(3, n), 1),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_block_diagonal_cells_are_compressed(name):
+    make, kept = COLUMNS[name]
+    given = problem_of(of_cell(make(8)), LENGTH)
+    few, dense = rtrl(given.model), rtrl(given.model, block=LENGTH)
+    for estimator in (few, dense):
+        assert relative_error(online(estimator, 7, *given.args), given.exact) <= 1e-10
+    state = few.init(given.params, given.hidden, key=jax.random.key(0))
+    segment = given.xs[:1], given.ys[:1]
+    assert few.update(state, given.params, *segment)[1].info["kept"] == kept
+    assert not dense.update(dense.init(*given.args[:2], key=jax.random.key(0)), given.params, *segment)[1].info
+    size = lambda estimator, n: entries(estimator, of_cell(make(n)))
+    assert size(rtrl, 16) == 2 * size(rtrl, 8)
+    whole = lambda model: rtrl(model, block=1)
+    assert size(whole, 16) > 3 * size(whole, 8)
+
+
+def test_what_spreads_is_not_compressed():
+    """One unit that moves all others, or columns with many links: K² > n."""
+    one_way = cells.stack(cells.low_pass(3, 1), cells.low_pass(1, 8))
+    for cell in (one_way, cells.columnar_rnn(3, 8, width=2, density=8.0)):
+        given = problem_of(of_cell(cell), LENGTH)
+        assert entries(rtrl, given.model) == entries(lambda model: rtrl(model, block=1), given.model)
+        assert relative_error(online(rtrl(given.model), 7, *given.args), given.exact) <= 1e-10
+
+
+def entries(estimator, model):
+    """Numbers in the influence alone."""
+    start = jax.eval_shape(model.init, jax.random.key(0))
+    carried = jax.eval_shape(lambda *start: estimator(model).init(*start, key=jax.random.key(0)), *start)
+    return sum(leaf.size for leaf in jax.tree.leaves(carried.influence))
 
 
 def test_a_block_below_one_is_refused():
