@@ -9,7 +9,8 @@ x_t is the training example of a step and y_t the one that the meta-loss is read
 (`pairs`). So every estimator of the library gives hypergradients online, through the whole past of the
 training: `rtrl` is forward-mode hyperparameter optimisation, `uoro` serves many hyperparameters, and
 `snap` with one step size per weight of a linear learner is IDBD without its clip: it keeps what a step
-size did to its own weight.
+size did to its own weight. (IDBD sums up the past in terms of β = log α. `snap` does so in terms of α
+itself and multiplies by the present dα/dβ: the same while β stands still, and nearly so while it moves.)
 
 `online_readout` meta-learns a representation: a cell whose readout learns inside the model.
 
