@@ -14,6 +14,7 @@ from online_grads.estimators.past_facing.kernl import kernl
 from online_grads.estimators.past_facing.kf_rtrl import kf_rtrl
 from online_grads.estimators.past_facing.no_backtrack import no_backtrack
 from online_grads.estimators.past_facing.optimal_kronecker import optimal_kronecker
+from online_grads.estimators.past_facing.ostl import ostl
 from online_grads.estimators.past_facing.reverse_kf_rtrl import reverse_kf_rtrl
 from online_grads.estimators.past_facing.rflo import rflo
 from online_grads.estimators.past_facing.rtrl import rtrl
@@ -72,6 +73,7 @@ __all__ = [
     "no_backtrack",
     "nres",
     "optimal_kronecker",
+    "ostl",
     "past_facing",
     "pes",
     "plots",

@@ -46,7 +46,7 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
 MARKERS = "os^D"
 # names of the registry, those that do alike beside each other
 FAMILIES = {
-    "black": ("rtrl", "snap"),
+    "black": ("rtrl", "snap", "ostl"),
     "blue": ("tbptt", "adaptive_tbptt", "fbptt", "artbp"),
     "vermilion": ("uoro", "no_backtrack", "dodge"),
     "green": ("rflo", "eprop", "kernl"),

@@ -258,11 +258,11 @@ def test_alignment_matrix_writes_its_numbers():
 
 
 def test_numbers_of_a_large_matrix_stay_in_their_cells():
-    figure = alignment_matrix(list(ESTIMATORS), -0.88 * np.ones((19, 19)))
+    figure = alignment_matrix(list(ESTIMATORS), -0.88 * np.ones((len(ESTIMATORS),) * 2))
     figure.draw_without_rendering()
     axes = figure.axes[0]
     assert figure.get_figwidth() <= PAGE + 1e-9
-    cell = axes.get_window_extent().width / 19
+    cell = axes.get_window_extent().width / len(ESTIMATORS)
     assert max(text.get_window_extent().width for text in axes.texts) < cell
 
 

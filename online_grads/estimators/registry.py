@@ -14,6 +14,7 @@ from online_grads.estimators.past_facing.kernl import kernl
 from online_grads.estimators.past_facing.kf_rtrl import kf_rtrl
 from online_grads.estimators.past_facing.no_backtrack import no_backtrack
 from online_grads.estimators.past_facing.optimal_kronecker import optimal_kronecker
+from online_grads.estimators.past_facing.ostl import ostl
 from online_grads.estimators.past_facing.reverse_kf_rtrl import reverse_kf_rtrl
 from online_grads.estimators.past_facing.rflo import rflo
 from online_grads.estimators.past_facing.rtrl import rtrl
@@ -74,6 +75,11 @@ ESTIMATORS: dict[str, Row] = {
     "snap": Row(
         snap, "past-facing", "M[n, p], masked", False, True, "biased; exact for a large order",
         "p at order 1", "p at order 1", "stream", "Menick et al. 2021, arXiv:2006.07232",
+    ),
+    "ostl": Row(
+        ostl, "past-facing", "M[n, p] per layer", False, True, "biased; exact for one layer",
+        "Σ n² p of the layers", "Σ n p of the layers", "forward + backward",
+        "Bohnstingl et al. 2020, arXiv:2007.12723",
     ),
     "uoro": Row(
         uoro, "past-facing", "s[n] θ[p]", True, True, "unbiased", "p", "n + p",
