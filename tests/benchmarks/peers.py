@@ -19,6 +19,7 @@ The peer runs with its own layers and each algorithm's default options, a gradie
     tanh       the same model on both sides
     gru        each library's own: ours resets after the recurrent product, the peer's before
     gru after  ours in the peer's layers: the same model on both sides
+    lru        8 inputs and outputs: the same model, but for our D, a matrix where the peer's is a diagonal
 
 The algorithms are not all the same. Without its filter, the peer's EProp is its D_RTRL, of which e-prop
 is our name; its SnAp with n = 1 is its OSTLRecurrent; with n = 2 it keeps all of a dense cell's
@@ -46,7 +47,12 @@ except ImportError:  # the tests read every file, and need no peer
     brainstate = braintrace = None
 
 INPUTS, OUTPUTS, RATE, SYNTHESISER_RATE, REPEATS = 8, 4, 1e-4, 1e-3, 5
-OUR_CELLS = {"tanh": cells.vanilla_rnn, "gru": cells.gru, "gru after": cells.gru}
+OUR_CELLS = {
+    "tanh": cells.vanilla_rnn,
+    "gru": cells.gru,
+    "gru after": cells.gru,
+    "lru": lambda inputs, n: cells.lru(inputs, n, outputs=inputs),
+}
 
 
 def network(cell, n):
@@ -76,13 +82,14 @@ def network(cell, n):
     class Network(brainstate.nn.Module):
         def __init__(self, make):
             super().__init__()
-            self.cell, self.readout = make(INPUTS, n), linear(n, OUTPUTS)
+            self.cell, self.readout = make(INPUTS, n), linear(INPUTS if cell == "lru" else n, OUTPUTS)
 
         def update(self, x):
             return self.readout(self.cell(x))
 
     tanh = partial(braintrace.nn.ValinaRNNCell, activation="tanh")
-    return Network({"tanh": tanh, "gru": braintrace.nn.GRUCell, "gru after": GruAfter}[cell])
+    makers = {"tanh": tanh, "gru": braintrace.nn.GRUCell, "gru after": GruAfter, "lru": braintrace.nn.LRUCell}
+    return Network(makers[cell])
 
 
 class Side(NamedTuple):
@@ -102,7 +109,8 @@ def descent(params, grads, rate=RATE):
 
 
 def model_of(cell, n):
-    cell, readout = OUR_CELLS[cell](INPUTS, n), readouts.linear(n, OUTPUTS)
+    cell = OUR_CELLS[cell](INPUTS, n)
+    readout = readouts.linear(cell.size, OUTPUTS)
     return from_cell(cell, readout, losses.squared_error, example=(jnp.zeros(INPUTS), jnp.zeros(OUTPUTS)))
 
 
@@ -219,10 +227,12 @@ def left_out(learner, gradient):
     all_params = learner.graph_executor.model.states(brainstate.ParamState)
     found = [f"{'.'.join(path)} missing" for path in all_params if path not in grads]
     for path in learner.param_states:
-        for name, leaf in grads[path].items():
+        whole = not isinstance(grads[path], dict)  # a parameter of the cell's own, in no layer
+        for name, leaf in [("", grads[path])] if whole else grads[path].items():
             fate = "no trace" if path in untraced else ""
             fate = fate if jnp.any(leaf) else "zero"
-            found += [f"{path[1] if len(path) > 2 else path[0]}.{name} {fate}"] if fate else []
+            layer = path[1] if len(path) > 2 else path[0]
+            found += [f"{path[-1] if whole else f'{layer}.{name}'} {fate}"] if fate else []
     if isinstance(learner, braintrace.DNI):
         found.append(f"synthetic credit reaches {credited(learner, gradient)}")
     return ", ".join(found) or "nothing"
@@ -253,9 +263,11 @@ def credited(learner, gradient):
     return ", ".join(found) or "none"
 
 
-def pairs():
+def pairs(cell):
     """(ours, its builder, the peer's, its builder, whether the influence is dense)."""
     of_peer = lambda name, **options: partial(peer, getattr(braintrace, name), options)
+    if cell == "lru":
+        return [("rtrl, k = 1", partial(ours, rtrl), "D_RTRL", of_peer("D_RTRL"), False)]
     return [
         ("snap, order 1", partial(ours, snap), "SnAp, n = 1", of_peer("SnAp", n=1), False),
         ("snap, order 1", partial(ours, snap), "OSTLRecurrent", of_peer("OSTLRecurrent"), False),
@@ -325,7 +337,7 @@ def main(sizes):
         for cell in OUR_CELLS:
             for build in (partial(ours, tbptt), partial(peer, braintrace.D_RTRL, {})):
                 warmed(partial(build, cell, n, 4))  # the first initialisation of a shape compiles too
-            for pair in pairs():
+            for pair in pairs(cell):
                 print(line.format(*row(cell, n, *pair)), flush=True)
 
 
