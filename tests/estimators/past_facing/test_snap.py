@@ -165,6 +165,51 @@ def test_an_lstm_of_single_unit_columns_is_exact_at_order_one():
     assert relative_error(run(snap(given.model), given), given.exact) <= 1e-10
 
 
+def chain():
+    """a acts on b, b on c and c on y, each one step later; the loss sees y, which no step reads."""
+    keys = jax.random.split(jax.random.key(3), 3)
+    links = [jax.random.normal(key, (2, 2)) for key in keys]
+
+    def init(key):
+        names = ("a", "b", "c", "y")
+        return {"w": jax.random.normal(key, (2, EXAMPLE[0].size))}, {name: jnp.zeros(2) for name in names}
+
+    def transition(params, h, x):
+        return {
+            "a": jnp.tanh(params["w"] @ x + h["a"] / 2),
+            "b": jnp.tanh(links[0] @ h["a"] + h["b"] / 2),
+            "c": jnp.tanh(links[1] @ h["b"] + h["c"] / 2),
+            "y": links[2] @ h["c"],
+        }
+
+    return Model(init, transition, lambda params, h, y: (losses.squared_error(h["y"], y), ()), EXAMPLE)
+
+
+def test_what_no_step_reads_is_credited_through_the_step():
+    given = problem_of(chain())
+    with pytest.raises(ValueError, match=r"snap would give params\['w'\] a gradient of zero"):
+        snap(given.model, order=2)
+    enough = snap(given.model, order=3)
+    state = enough.init(given.params, given.hidden, key=jax.random.key(0))
+    assert enough.update(state, given.params, given.xs, given.ys)[1].info["kept"] == 5  # not y's entries
+    assert relative_error(run(enough, given), given.exact) <= 1e-10
+
+
+def test_the_weights_of_a_linear_learner_are_units_of_their_own():
+    """They meet in the prediction, a product: as in IDBD a step size is blamed for its own weight alone."""
+    inner = lambda w, x: x["y"] / 2 * w @ x["x"] ** 2 + (w @ x["x"]) ** 2 / 2
+    model = Model(
+        init=lambda key: (jnp.full(3, -2.0), jnp.ones(3)),
+        transition=lambda beta, w, x: w - jnp.exp(beta) * jax.grad(inner)(w, x),
+        loss=lambda beta, w, y: (losses.squared_error(w, y), ()),
+        example=({"x": jnp.zeros(3), "y": jnp.zeros(())}, jnp.zeros(3)),
+    )
+    start = model.init(jax.random.key(0))
+    influence = lambda **options: snap(model, **options).init(*start, key=jax.random.key(0)).influence
+    assert sum(leaf.size for leaf in jax.tree.leaves(influence())) == 3
+    assert sum(leaf.size for leaf in jax.tree.leaves(influence(order=2))) == 9
+
+
 def test_the_number_of_kept_entries_is_reported():
     for name, order, kept in (("gru", 1, 1), ("lstm", 1, 2), ("lstm", 2, 8)):
         given = problem(name, STEPS)
