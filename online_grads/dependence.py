@@ -83,7 +83,8 @@ def dependence(function: Callable, inputs, *, given=(), products: bool = True) -
 
 def may_be_nonzero(function: Callable, *given) -> list[np.ndarray]:
     """For every result of `function(*given)` the entries that are not provably zero."""
-    return [np.broadcast_to(result.nonzero, result.shape) for result in _walk(function, *given, seed=False, products=True)]
+    results = _walk(function, *given, seed=False, products=True)
+    return [np.broadcast_to(result.nonzero, result.shape) for result in results]
 
 
 def _walk(function, *args, seed, products) -> list[_Known]:
@@ -273,7 +274,7 @@ def _dot(equation, left: _Known, right: _Known) -> _Known:
             rows = np.repeat(np.arange(number[one].shape[0] * number[one].shape[1]), k)
             ones = np.ones(rows.size, bool)
             union = sparse.csr_matrix(
-                (ones, (rows, number[one].ravel())), (rows.max() + 1, _size(operand.shape))
+                (ones, (rows, number[one].ravel())), (_size(number[one].shape[:2]), _size(operand.shape))
             )
             union = union @ operand.depends
             own = np.arange(union.shape[0]).reshape(number[one].shape[:2])

@@ -205,9 +205,8 @@ def _pull(found: Analysis, model: Model, leaves: tuple[int, ...], flat: Flat) ->
         h, rest = found.flat.split(given.after)
 
         def moved(h):
-            return flat.split(model.transition(params, own, given._replace(after=found.flat.join(h, rest))))[
-                0
-            ]
+            cut = given._replace(after=found.flat.join(h, rest))
+            return flat.split(model.transition(params, own, cut))[0]
 
         return jax.vjp(moved, h)[1](credit.astype(flat.dtype))[0]
 

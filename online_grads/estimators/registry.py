@@ -69,7 +69,8 @@ ESTIMATORS: dict[str, Row] = {
         needs="reverse mode", delay="since the last cut",
     ),
     "rtrl": Row(
-        rtrl, "past-facing", "M[n, p]", False, True, "exact", "n² p; n p + n³ at k = n", "n p",
+        rtrl, "past-facing", "M[n, p]", False, True, "exact", "n² p; n p + n³ at k = n; p on columns",
+        "n p; p on columns",
         "J·M", "Williams & Zipser 1989; Schmidhuber 1992",
     ),
     "snap": Row(

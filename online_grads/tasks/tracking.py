@@ -48,9 +48,10 @@ def tracking(
         ℓ_t = ½ (y*_{t+1} − w'·x_{t+1})²
 
     The task is about one learner, which it brings along: parameters `{"log_rate": β [inputs]}`, hidden
-    state w [inputs] (as `online_grads.meta.as_model` lays it out). The x of a step is an example (x [inputs], y* []), and its
-    y is the next one. The squared error is shown. Among the references are the least ones of step
-    sizes that stay as they are, the same for all inputs, or 0 for the irrelevant ones.
+    state w [inputs] (as `online_grads.meta.as_model` lays it out). The x of a step is an example (x
+    [inputs], y* []), and its y is the next one. The squared error is shown. Among the references are
+    the least ones of step sizes that stay as they are, the same for all inputs, or 0 for the
+    irrelevant ones.
 
     Args:
         inputs: m, the size of x.

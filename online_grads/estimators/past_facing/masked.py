@@ -192,8 +192,8 @@ def masked_influence(structure: Weights, chain: list[list], *, held: bool, influ
     find = lambda places: [np.where(p < 0, -1, np.searchsorted(positions, p)) for p in places]
     own, across = [find(places) for places in own], [find(places) for places in across]
     n = patterns.held.shape[0]
-    reached = np.zeros(n, bool)
-    reached[np.concatenate([np.zeros(0, np.int64), *(k.rows[k.valid] for kept in tensors for k in kept)])] = True
+    read = [np.zeros(0, np.int64), *(k.rows[k.valid] for kept in tensors for k in kept)]
+    reached = np.isin(np.arange(n), np.concatenate(read))
     jacobian = SparseJacobian(structure, patterns, positions // n, positions % n, reached)
     most = max((k.rows.shape[0] for k in tensors[-1]), default=0)
 

@@ -102,7 +102,9 @@ def test_block_diagonal_cells_are_compressed(name):
     state = few.init(given.params, given.hidden, key=jax.random.key(0))
     segment = given.xs[:1], given.ys[:1]
     assert few.update(state, given.params, *segment)[1].info["kept"] == kept
-    assert not dense.update(dense.init(*given.args[:2], key=jax.random.key(0)), given.params, *segment)[1].info
+    assert not dense.update(dense.init(*given.args[:2], key=jax.random.key(0)), given.params, *segment)[
+        1
+    ].info
     size = lambda estimator, n: entries(estimator, of_cell(make(n)))
     assert size(rtrl, 16) == 2 * size(rtrl, 8)
     whole = lambda model: rtrl(model, block=1)
