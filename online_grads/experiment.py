@@ -85,6 +85,7 @@ class Trainer(NamedTuple):
     """One estimator's training as a compiled program."""
 
     config: EstimatorConfig
+    starts: Start  # every leaf [seeds, ...]
     init: Callable  # starts -> (learners, streams), every leaf [rates, seeds, ...]
     advance: _Timed  # (state, length) -> (state, Metrics [updates, rates, seeds], bad), state donated
     state_bytes: int
@@ -122,7 +123,7 @@ def train(config: Config, *, progress: bool = False) -> Report:
         trainers = [trainer(config, task, model, starts, chosen) for chosen in config.estimators]
         results: list[Result] = []
         for each in trainers:
-            result, failure = _train(config, task, each, starts, progress)
+            result, failure = _train(config, task, each, progress)
             results.append(result)
             if failure is not None:
                 break
@@ -137,8 +138,12 @@ def begin(config: Config) -> tuple[Task, Model, Start]:
     """
     task = task_of(config)
     model = model_of(config, task)
+    return task, model, _starts(config, task, model)
+
+
+def _starts(config: Config, task: Task, model: Model) -> Start:
     seeds = config.run.seed + np.arange(max(config.run.seeds, *(row.seeds for row in config.estimators)))
-    return task, model, jax.jit(jax.vmap(partial(start, task, model)))(seeds)
+    return jax.jit(jax.vmap(partial(start, task, model)))(seeds)
 
 
 def trainer(config: Config, task: Task, model: Model, starts: Start, chosen: EstimatorConfig) -> Trainer:
@@ -154,6 +159,7 @@ def trainer(config: Config, task: Task, model: Model, starts: Start, chosen: Est
         )
     if chosen.model:
         model = model_of(config, task, chosen)
+        starts = _starts(config, task, model)  # a variant may have other parameters
     estimator = estimator_of(config, chosen, model)
     rates = jnp.array(chosen.optimizer.learning_rate, config.run.precision)
 
@@ -193,7 +199,7 @@ def trainer(config: Config, task: Task, model: Model, starts: Start, chosen: Est
         (_, length), *_ = spans(chosen.steps, chosen.window, config.run.chunk)
         timed = _Timed(jax.jit(advance, static_argnums=1, donate_argnums=0), like, length)
     carried = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like[0].estimator))
-    return Trainer(chosen, init, timed, carried // (len(rates) * chosen.seeds))
+    return Trainer(chosen, starts, init, timed, carried // (len(rates) * chosen.seeds))
 
 
 def _recording(learner: Learner, task: Task) -> Learner:
@@ -209,11 +215,9 @@ def _recording(learner: Learner, task: Task) -> Learner:
     return keeping(Learner(learner.init, update), RECORDED)
 
 
-def _train(
-    config: Config, task: Task, trainer: Trainer, starts: Start, progress: bool
-) -> tuple[Result, str | None]:
+def _train(config: Config, task: Task, trainer: Trainer, progress: bool) -> tuple[Result, str | None]:
     chosen, failure = trainer.config, None
-    state = jax.block_until_ready(trainer.init(starts))
+    state = jax.block_until_ready(trainer.init(trainer.starts))
     begun = None if task.level is None else np.asarray(jax.vmap(jax.vmap(task.level))(state[1]))
     chunks = [(length, length) for _, length in spans(chosen.steps, chosen.window, config.run.chunk)]
     try:

@@ -213,6 +213,15 @@ def test_feedback_and_inner_optimizer_reach_the_estimator():
         assert not any(np.allclose(one, other, rtol=1e-9) for other in losses[i + 1 :])
 
 
+def test_a_variant_of_the_cell_begins_with_parameters_of_its_own():
+    columns = lambda density: {"cell": "columnar_lstm", "hidden": 3, "density": density}
+    linked = {"name": "tbptt", "label": "linked", "model": {"density": 1.0}}
+    plain, variant = train(settings("tbptt", linked, task="add", model=columns(0.0))).results
+    (alone,) = train(settings("tbptt", task="add", model=columns(1.0))).results
+    np.testing.assert_array_equal(variant.loss, alone.loss)
+    assert not np.allclose(variant.loss, plain.loss, rtol=1e-6)
+
+
 TINY = {"cell": "vanilla_rnn", "hidden": 1}  # of so few parameters that the final ones are reported
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from online_grads import tasks
+from online_grads import cells, readouts, tasks
 
 STEPS = 20_000
 DISCOUNTS = {"trace_conditioning": 0.9, "trace_patterning": 0.9}
@@ -157,6 +157,24 @@ def test_references_are_exact_where_nothing_is_random():
     np.testing.assert_allclose(list(task.references.values()), expected, rtol=1e-7)
     other = tasks.trace_conditioning(isi=(3, 3), iti=(5, 6), cs_length=1, us_length=2, discount=0.7)
     assert not np.allclose(list(other.references.values()), expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", DISCOUNTS)
+def test_with_a_trace_decay_a_gradient_is_that_of_the_prediction(name):
+    cell = cells.vanilla_rnn(build(name).example[0].shape[0], 2)
+    plain, traced = build(name), tasks.TASKS[name](trace_decay=0.9)
+    assert plain.traces is None
+    assert traced.traces is not None
+    params, hidden = plain.build(cell, readouts.linear(2, 1)).init(jax.random.key(0))
+    y = jax.tree.map(lambda rows: rows[0], long_stream(name)[1])
+    shown = []
+    for task in (plain, traced):
+        loss, outputs = task.build(cell, readouts.linear(2, 1)).loss(params, hidden, y)
+        shown.append(task.score(outputs, y))
+    assert loss == outputs.value
+    np.testing.assert_allclose(shown, 2 * [(outputs.value - y.value) ** 2], rtol=1e-12)
+    with pytest.raises(ValueError, match=r"trace_decay must be in \[0, 1\], got 1.1"):
+        tasks.TASKS[name](trace_decay=1.1)
 
 
 @pytest.mark.parametrize("name", DISCOUNTS)
