@@ -3,8 +3,9 @@
     c¹_t = φ(g∘c¹_{t-1} − s∘c²_{t-1} + γ∘(W¹ x_t))          g + i s = λ = exp(−exp(ν) + i exp(θ))
     c²_t = φ(g∘c²_{t-1} + s∘c¹_{t-1} + γ∘(W² x_t))          γ = √(1 − |λ|²)
 
-φ is the identity, or tanh. A weight acts on one pair (c¹_i, c²_i) alone, so that exact RTRL costs
-O(p). By the chain rule ∂g/∂θ = −s e^θ and ∂s/∂θ = g e^θ; the authors' code leaves e^θ out.
+φ is the identity, and the output is tanh([c¹; c²]); or φ is tanh, and the output is [c¹; c²]. A weight
+acts on one pair (c¹_i, c²_i) alone, so that exact RTRL costs O(p). By the chain rule ∂g/∂θ = −s e^θ and
+∂s/∂θ = g e^θ; the authors' code leaves e^θ out.
 
 Reference: Elelimy, White, Bowling & White (2024), Real-time recurrent learning using trace units in
 reinforcement learning, arXiv:2409.01449.
@@ -46,20 +47,20 @@ def rtu(
         c²_t = φ(g∘c²_{t-1} + s∘c¹_{t-1} + γ∘(W² x_t))          γ = √(1 − |λ|²)
 
     Parameters `{"nu_log": [n], "theta_log": [n], "W": [2n, m]}`: ν, θ and W¹ above W², in one product.
-    λ is drawn on a ring, W is N(0, 1/m). The hidden state is `RtuHidden(c1, c2)`, 0 at first.
+    λ is drawn on a ring, W is N(0, 1/m). The hidden state is `RtuHidden(c1, c2)`, 0 at first. Either
+    the recurrence or the output is not linear: a linear readout never makes a linear model of it.
 
     Args:
         inputs: m, the size of x.
         hidden: n, the number of pairs.
-        nonlinear: φ is tanh, inside the recurrence; otherwise there is none, and the paper's linear
-            unit has its nonlinearity in what reads it.
+        nonlinear: φ is tanh, inside the recurrence; otherwise it is the identity.
         r_min, r_max: the bounds of |λ| at first, 0 ≤ r_min ≤ r_max ≤ 1. Close to 1 for a long memory:
             a unit forgets in 1/(1 − |λ|) steps.
         max_phase: the largest phase of λ at first, in (0, 2π].
         dtype: of parameters and hidden state, by default JAX's float.
 
     Returns:
-        A `Cell` whose output is [c¹; c²], of size 2n.
+        A `Cell` whose output is tanh([c¹; c²]), or [c¹; c²] if nonlinear, of size 2n.
 
     Raises:
         TypeError, ValueError: a size is not a positive integer, `nonlinear` is not a bool, a bound is
@@ -91,4 +92,8 @@ def rtu(
         c2 = g * state.c2 + s * state.c1 + gamma * second
         return RtuHidden(jnp.tanh(c1), jnp.tanh(c2)) if nonlinear else RtuHidden(c1, c2)
 
-    return Cell(init, step, lambda state: jnp.concatenate(state), inputs, 2 * hidden)
+    def output(state):
+        both = jnp.concatenate(state)
+        return both if nonlinear else jnp.tanh(both)
+
+    return Cell(init, step, output, inputs, 2 * hidden)

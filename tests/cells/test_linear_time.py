@@ -61,6 +61,13 @@ def test_the_nonlinear_rtu_follows_its_equations():
     assert np.abs(linear - expected).max() > 1e-3
 
 
+def test_an_rtu_is_not_linear_in_its_output_or_else_in_its_recurrence():
+    state = cells.RtuHidden(jnp.array([0.5, -2.0]), jnp.array([1.0, 3.0]))
+    flat = np.concatenate(state)
+    outputs = [cells.rtu(1, 2, nonlinear=nonlinear).output(state) for nonlinear in (False, True)]
+    np.testing.assert_allclose(outputs, [np.tanh(flat), flat], rtol=1e-14)
+
+
 def test_the_phase_of_an_rtu_has_the_factor_that_the_public_code_leaves_out():
     """∂g/∂θ = −s e^θ and ∂s/∂θ = g e^θ."""
     cell = cells.rtu(INPUTS, D)
