@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from online_grads.arguments import shown
+from online_grads.arguments import an_optimizer, shown
 from online_grads.tables import Section
 from online_grads.types import Array, PyTree
 
@@ -28,6 +28,7 @@ class OptimizerConfig:
     learning_rate: tuple[float, ...]
     options: dict[str, Any]
     slowdown: float = 0.0
+    lazy: bool = False
 
 
 def read(own: Section, shared: dict[str, Any]) -> OptimizerConfig:
@@ -47,8 +48,9 @@ def read(own: Section, shared: dict[str, Any]) -> OptimizerConfig:
     slowdown = section.take("slowdown", float, 0.0)
     if not (math.isfinite(slowdown) and slowdown >= 0):
         raise section.error("slowdown", f"expected a finite number ≥ 0, got {slowdown}")
+    idle = section.take("lazy", bool, False)
     options = section.options(getattr(optax, name))
-    return OptimizerConfig(name, tuple(map(float, rates)), options, float(slowdown))
+    return OptimizerConfig(name, tuple(map(float, rates)), options, float(slowdown), idle)
 
 
 def read_one(section: Section, name: str) -> OptimizerConfig | None:
@@ -83,12 +85,47 @@ def make(
     schedule = lambda count: rate / (1 + chosen.slowdown * jnp.sqrt(window * jnp.asarray(count, dtype)))
     constructor: Callable = getattr(optax, chosen.name)
     optimizer = constructor(schedule if chosen.slowdown else rate, **chosen.options)
+    optimizer = lazy(optimizer) if chosen.lazy else optimizer
     if not frozen:
         return optimizer
     labels = lambda params: jax.tree.map(
         lambda held: "held" if held else "trained", leaves_under(params, frozen)
     )
     return optax.partition({"trained": optimizer, "held": optax.set_to_zero()}, labels)
+
+
+def lazy(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, but an entry of a parameter does not move in a step where its gradient is exactly zero.
+
+        θ_i ← θ_i + u_i where g_i ≠ 0          θ_i ← θ_i elsewhere
+
+    Momentum and weight decay would go on moving what is frozen, such as the early stages of
+    `cells.constructive`. The optimizer's own state goes on as always, unlike in `torch.optim.SparseAdam` and
+    TensorFlow's LazyAdam. With eligibility traces a gradient is zero only once its trace has died away.
+
+    Args:
+        optimizer: any optax `GradientTransformation`.
+
+    Returns:
+        An optax `GradientTransformationExtraArgs`.
+
+    Raises:
+        TypeError: it is no optimizer.
+
+    >>> momentum = optax.sgd(0.1, momentum=0.9)
+    >>> for optimizer in (momentum, lazy(momentum)):
+    ...     _, state = optimizer.update(jnp.ones(()), optimizer.init(jnp.ones(())))
+    ...     print(round(float(optimizer.update(jnp.zeros(()), state)[0]), 3))
+    -0.09
+    0.0
+    """
+    inner = optax.with_extra_args_support(an_optimizer("optimizer", optimizer))
+
+    def update(updates, state, params=None, **others):
+        moves, state = inner.update(updates, state, params, **others)
+        return jax.tree.map(lambda move, g: jnp.where(g == 0, 0, move), moves, updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def leaves_under(params: PyTree, names: tuple[str, ...]) -> PyTree:

@@ -24,6 +24,7 @@ A config is a TOML file with these sections (a key shown with a value has it by 
                         (fewest diverged seeds, then highest level of a curriculum, then lowest final
                         loss), summary.json holds all
   slowdown = 0.0        after t steps of the stream the rate is learning_rate / (1 + slowdown √t)
+  lazy = false          true: no parameter moves in a step where its gradient is exactly zero
 [[estimator]]           one table for each line of the figure
   name                  the estimator; the other keys are its own options
   label                 what the table and the figure call it; by default its name, window if not 1

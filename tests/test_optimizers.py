@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from online_grads.optimizers import OptimizerConfig, leaves_under, make, read, read_one
+from online_grads.optimizers import OptimizerConfig, lazy, leaves_under, make, read, read_one
 from online_grads.tables import ConfigError, Section
 
 SHARED = {"name": "adam", "learning_rate": [0.1, 1], "b1": 0.8, "slowdown": 0.5}
@@ -99,6 +99,18 @@ def test_what_is_frozen_does_not_move(name):
     assert (moved["cell"]["W_rec"] < 1).all()
     np.testing.assert_allclose(step["cell"]["W_rec"], full["cell"]["W_rec"])
     np.testing.assert_allclose(step["readout"][0], full["readout"][0])
+
+
+def test_a_lazy_optimizer_moves_nothing_without_a_gradient():
+    table = {"name": "sgd", "learning_rate": 0.3, "momentum": 0.9}
+    moves = []
+    for idle in (True, False):
+        optimizer = make(read(own(**table, lazy=idle), {}), 0.3)
+        _, state = optimizer.update(jnp.ones(2), optimizer.init(jnp.zeros(2)))
+        moves.append(optimizer.update(jnp.array([0.0, 1.0]), state)[0])
+    np.testing.assert_allclose(moves, [[0, -0.57], [-0.27, -0.57]], rtol=1e-12)
+    with pytest.raises(TypeError, match="optimizer must be an optax GradientTransformation, got 'adam'"):
+        lazy("adam")
 
 
 def test_names_of_parameters():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from online_grads.cells.alif import AlifHidden, alif
 from online_grads.cells.columnar_lstm import columnar_lstm
 from online_grads.cells.columnar_rnn import columnar_rnn
+from online_grads.cells.constructive import ConstructiveHidden, constructive, constructive_columns
 from online_grads.cells.elstm import ElstmHidden, elstm
 from online_grads.cells.filtered import FilteredHidden, filtered
 from online_grads.cells.gru import gru
@@ -23,6 +24,7 @@ CELLS: dict[str, Callable[..., Cell]] = {
     "alif": alif,
     "columnar_lstm": columnar_lstm,
     "columnar_rnn": columnar_rnn,
+    "constructive_columns": constructive_columns,
     "elstm": elstm,
     "gru": gru,
     "gru_reset_before": gru_reset_before,
@@ -38,6 +40,7 @@ __all__ = [
     "CELLS",
     "AlifHidden",
     "Cell",
+    "ConstructiveHidden",
     "ElstmHidden",
     "FilteredHidden",
     "LifHidden",
@@ -47,6 +50,8 @@ __all__ = [
     "alif",
     "columnar_lstm",
     "columnar_rnn",
+    "constructive",
+    "constructive_columns",
     "elstm",
     "filtered",
     "gru",

@@ -80,6 +80,22 @@ def columnar_lstm_step(p, state, x):
     return sigmoid(z[3]) * np.tanh(c), c
 
 
+def constructive_step(p, state, x):
+    """One column per stage, the next one after two steps."""
+    (h, c), mean, variance, step, stage = jax.tree.map(np.array, state)
+    f = np.where(np.arange(N)[:, None] <= stage, (h - mean) / np.sqrt(np.maximum(variance, 0.25)), 0)
+    stage = np.clip(step // 2, 0, N - 1)
+    for r in range(stage + 1):
+        seen = np.concatenate([x, f[:r, 0], np.zeros(N - r)])
+        i, forget, g, o = p["W"][r] @ seen + p["self"][r] * h[r] + p["bias"][r]
+        c[r] = sigmoid(forget) * c[r] + sigmoid(i) * np.tanh(g)
+        h[r] = sigmoid(o) * np.tanh(c[r])
+        mean[r] = 0.9 * mean[r] + 0.1 * h[r]
+        variance[r] = 0.9 * variance[r] + 0.1 * (h[r] - mean[r]) ** 2
+    moved = cells.LstmHidden(h, c), mean, variance, np.minimum(step + 1, 2 * (N - 1)), stage
+    return cells.ConstructiveHidden(*moved)
+
+
 def decay_of(p):
     return np.exp(-np.exp(p["nu_log"]) + 1j * np.exp(p["theta_log"]))
 
@@ -117,6 +133,10 @@ EQUATIONS = {
     "alif": (cells.alif(M, N, adaptation_decay=0.8, beta=0.3, **SPIKING), alif_step),
     "columnar_lstm": (cells.columnar_lstm(M, N), columnar_lstm_step),
     "columnar_rnn": (cells.columnar_rnn(M, N, width=4), columnar_step),
+    "constructive_columns": (
+        cells.constructive_columns(M, N, every=2, decay=0.9, floor=0.5),
+        constructive_step,
+    ),
     "elstm": (cells.elstm(M, N), elstm_step),
     "low_pass": (cells.low_pass(M, N), low_pass_step),
     "lru": (cells.lru(M, N, outputs=4), lru_step),
