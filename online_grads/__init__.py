@@ -1,6 +1,6 @@
 """Online gradient estimators for recurrent computation, as pure (init, update) pairs over pytrees."""
 
-from online_grads import cells, diagnostics, losses, meta, plots, readouts, tasks, td
+from online_grads import cells, control, diagnostics, losses, meta, plots, readouts, tasks, td
 from online_grads.estimators import feedback
 from online_grads.estimators.future_facing.adaptive_tbptt import adaptive_tbptt
 from online_grads.estimators.future_facing.artbp import artbp
@@ -51,6 +51,7 @@ __all__ = [
     "averaged",
     "batched",
     "cells",
+    "control",
     "diagnostics",
     "dni",
     "dodge",

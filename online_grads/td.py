@@ -48,6 +48,7 @@ class TdTarget(NamedTuple):
     discount: Array | None = None  # [] γ_{t+1}, 0 at a termination; None: the model's
     ratio: Array | None = None  # [] ρ_t, target policy over behaviour; None: 1
     begins: Array | None = None  # [] bool, step t is the first of an episode; None: no step is
+    action: Array | None = None  # [] int, a_t, for control
 
 
 class TdOutputs(NamedTuple):
@@ -102,10 +103,10 @@ def td_model(cell, readout, *, discount: float, example: tuple) -> Model:
     Reference: Sutton (1988).
     """
 
-    def half_square(value, target, step):
-        return step.ratio * (target - value) ** 2 / 2, value
+    def half_square(prediction, target, step, y):
+        return step.ratio * (target - step.value) ** 2 / 2, step.value
 
-    return _predicting(cell, readout, half_square, discount, example)
+    return predicting(cell, readout, half_square, discount, example)
 
 
 def value_model(cell, readout, *, discount: float, example: tuple) -> Model:
@@ -148,10 +149,10 @@ def value_model(cell, readout, *, discount: float, example: tuple) -> Model:
     Reference: Sutton (1988).
     """
 
-    def prediction(value, target, step):
-        return value, step._replace(value=value, error=target - value)
+    def value(prediction, target, step, y):
+        return step.value, step._replace(error=target - step.value)
 
-    return _predicting(cell, readout, prediction, discount, example)
+    return predicting(cell, readout, value, discount, example)
 
 
 def eligibility_traces(trace_decay: float) -> optax.GradientTransformationExtraArgs:
@@ -213,21 +214,37 @@ def eligibility_traces(trace_decay: float) -> optax.GradientTransformationExtraA
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _predicting(cell, readout, loss_of: Callable, discount, example) -> Model:
-    """The model with the loss (v_t, the target of v_t, the rest of `TdOutputs`) -> (loss, outputs)."""
+def predicting(
+    cell, readout, loss_of: Callable, discount, example, *, least: int = 1, most: float = 1
+) -> Model:
+    """The model of a loss that reads a value and its target.
+
+    Args:
+        cell: a `Cell`.
+        readout: an (init, apply) pair with `least` to `most` outputs, the first of them v.
+        loss_of: (prediction, the target of v_t, `TdOutputs` without its error, y) -> (loss, outputs).
+        discount, example: as those of `value_model`.
+        least, most: how many outputs the readout may have.
+
+    Returns:
+        A `Model` with the parameters of `from_cell`.
+
+    Raises:
+        TypeError, ValueError: as `value_model`.
+    """
     probability("discount", discount)
-    _check(cell, readout, example)
+    _check(cell, readout, example, least, most)
     base = from_cell(cell, readout, lambda prediction, y: prediction[0], example=example)
     still = jax.lax.stop_gradient
 
     def loss(params, hidden, y):
-        value, _ = base.loss(params, hidden, y)
+        value, prediction = base.loss(params, hidden, y)
         number = lambda given, default: jnp.asarray(default if given is None else given, value.dtype)
         begins = jnp.asarray(False if y.begins is None else y.begins)
         step = TdOutputs(value, value, number(y.discount, discount), number(y.ratio, 1), begins)
         frozen = still(params)
         following, _ = base.loss(frozen, base.transition(frozen, still(hidden), y.x), y)
-        return loss_of(value, still(y.cumulant + step.discount * following), step)
+        return loss_of(prediction, still(y.cumulant + step.discount * following), step, y)
 
     return base._replace(loss=loss)
 
@@ -250,11 +267,11 @@ def _single(outputs) -> TdOutputs:
     return TdOutputs(*(leaf[0] for leaf in outputs))
 
 
-def _check(cell, readout, example):
+def _check(cell, readout, example, least, most):
     x, y = jax.eval_shape(lambda example: example, example)
     if not isinstance(y, TdTarget):
         raise TypeError(f"the y of example must be a TdTarget, got {type(y).__name__}")
-    for name in ("cumulant", "discount", "ratio", "begins"):
+    for name in ("cumulant", "discount", "ratio", "begins", "action"):
         leaf = getattr(y, name)
         if leaf is not None and leaf.shape != ():
             raise ValueError(f"the {name} must be a scalar, got shape {leaf.shape}")
@@ -269,5 +286,6 @@ def _check(cell, readout, example):
         return readout.apply(readout.init(key), cell.output(hidden))
 
     prediction = shapes_of("the readout does not fit the cell", predict, jax.random.key(0))
-    if prediction.shape != (1,):
-        raise ValueError(f"the readout must have one output, got shape {prediction.shape}")
+    if len(prediction.shape) != 1 or not least <= prediction.shape[0] <= most:
+        wanted = "one output" if most == 1 else f"at least {least} outputs"
+        raise ValueError(f"the readout must have {wanted}, got shape {prediction.shape}")
