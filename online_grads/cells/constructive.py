@@ -73,7 +73,8 @@ def constructive(
         stages: S.
         every: for how many steps a stage is in charge; a number for each stage but the last, which has no
             end, or one number for all.
-        decay: β in [0, 1), of the running mean and variance.
+        decay: β in [0, 1), of the running mean and variance. The authors take 0.99999, for stages of millions
+            of steps.
         floor: the least σ that a feature is divided by, above 0.
 
     Returns:

@@ -159,6 +159,17 @@ def test_a_lazy_optimizer_leaves_frozen_stages_where_they_are(keep):
     assert all(jax.tree.leaves(changed(first.params, later.params)))
 
 
+def test_future_features_are_zero_wherever_a_cell_begins():
+    stage = cells.gru(INPUTS + 2, 1)
+    begin = lambda key: (stage.init(key)[0], jnp.full(1, 0.5))
+    cell = cells.constructive(stage._replace(init=begin), inputs=INPUTS, stages=2, every=1)
+    params, hidden = cell.init(jax.random.key(0))
+    np.testing.assert_array_equal(cell.output(hidden), [0.5, 0])
+    first = cell.step(params, hidden, jnp.ones(INPUTS))
+    assert cell.output(first)[1] == first.mean[1, 0] == 0
+    assert cell.output(cell.step(params, first, jnp.ones(INPUTS))).all()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
