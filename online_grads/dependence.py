@@ -65,7 +65,8 @@ def dependence(function: Callable, inputs, *, given=(), products: bool = True) -
         function: differentiable, returns one array.
         inputs: shape and dtype of x.
         given: further arguments, pytrees of shapes, of unknown value.
-        products: False leaves out what passes through a product that sums over entries of x.
+        products: False leaves out what passes through a product that sums over entries of x, except
+            within the groups of a batch axis.
 
     Returns:
         A boolean matrix [size of the result, m].
@@ -136,7 +137,8 @@ def _apply(equation, operands: list[_Known], products: bool) -> list[_Known]:
     if name == "select_n":
         return [_select(shapes[0], *operands)]
     if name == "dot_general":
-        mixing = bool(equation.params["dimension_numbers"][0][0])
+        contracted, batch = equation.params["dimension_numbers"]
+        mixing = contracted[0] and not batch[0]
         return [_dot(equation, *operands) if products or not mixing else _Known(shapes[0])]
     if name in _REDUCTIONS:
         return [_reduce(equation, operands[0])]

@@ -78,7 +78,7 @@ class Patterns:
 
     @cached_property
     def entrywise(self) -> sparse.csr_matrix:
-        """J₀ without what products of h with an input or with itself mix, as if they were drives: [n, n]."""
+        """J₀ with products of h and an input, or h itself, held like drives: [n, n]; see `units`."""
         step = lambda h, *given: self._hold(h, *given)[0]
         return dependence(step, self._h, given=self._given_held, products=False)
 

@@ -71,18 +71,20 @@ class Term(NamedTuple):
     influence: list  # the E that A multiplies, per site of the drive
 
 
-def keep(structure: Weights, reaches: list) -> list[Kept]:
+def keep(structure: Weights, reaches: list, *, limited: bool = True) -> list[Kept]:
     """What every trained drive keeps, from the hidden entries that it keeps, [n, batch·post].
 
     Raises:
-        ValueError: if a direct use of a weight takes more than `DENSE_LIMIT` products per step.
+        ValueError: if it is limited and a direct use of a weight takes more than `DENSE_LIMIT` products
+            per step.
     """
     kept = []
     for number, (drive, reach) in enumerate(zip(structure.trained_drives, reaches, strict=True)):
         columns = reach.tocsc()
         counts = np.diff(columns.indptr)
         size = int(counts.max(initial=0))
-        _require_sparse(structure, drive, size)
+        if limited:
+            _require_sparse(structure, drive, size)
         rows = np.zeros((size, counts.size), np.int64)
         valid = np.arange(size)[:, None] < counts
         rows.T[valid.T] = columns.indices
@@ -159,7 +161,9 @@ def contract(structure: Weights, kept: list[Kept], influence: list, credit: Arra
     return structure.collect([grads[number] for number in structure.trained_numbers])
 
 
-def masked_influence(structure: Weights, chain: list[list], *, held: bool, influence_dtype=None) -> Influence:
+def masked_influence(
+    structure: Weights, chain: list[list], *, held: bool, influence_dtype=None, limited: bool = True
+) -> Influence:
     """The `Influence` on fixed masks, one tensor after another.
 
         S_0' = A S_0 + I          S_k' = A S_k + B S_{k-1} + I
@@ -170,14 +174,16 @@ def masked_influence(structure: Weights, chain: list[list], *, held: bool, influ
             tensor gives the gradient.
         held: A = J₀ and B = J − J₀ if True, otherwise A = J and there is one tensor.
         influence_dtype: what the tensors are stored in, None for the weights' own.
+        limited: refuse what costs much more than the method's name says.
 
     Raises:
         TypeError: if influence_dtype is not a floating one.
-        ValueError: if a direct use of a weight takes more than `DENSE_LIMIT` products per step.
+        ValueError: if it is limited and a direct use of a weight takes more than `DENSE_LIMIT` products
+            per step.
     """
     patterns = structure.patterns
     stored = None if influence_dtype is None else float_dtype(influence_dtype, "influence_dtype")
-    tensors = [keep(structure, reaches) for reaches in chain]
+    tensors = [keep(structure, reaches, limited=limited) for reaches in chain]
     alike = [_alike(kept) for kept in zip(*tensors, strict=True)]
     tensors = [[kept[number] for kept in alike] for number in range(len(chain))]
     inner = patterns.held if held else patterns.jacobian

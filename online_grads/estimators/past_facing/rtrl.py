@@ -11,11 +11,14 @@ same product once per block. Memory n p. Exact for every k, with frozen paramete
 
 Where the patterns of a cell say that no weight ever reaches more than K entries of h, K² ≤ n (columns,
 diagonal recurrences), only those are carried: K² p products, K p numbers. Entries of h that the next
-step does not read (an output) carry nothing: their credit goes back through the step itself.
+step does not read (an output) carry nothing: their credit goes back through the step itself. Where
+few parameters make many weights, a dense influence of the parameters is taken if it is the smaller.
 
 Reference: Williams & Zipser (1989); Schmidhuber (1992), A fixed size storage O(n³) time complexity
 learning algorithm for fully recurrent continually running networks.
 """
+
+import math
 
 import jax.numpy as jnp
 
@@ -38,8 +41,8 @@ def rtrl(
 
     The influence is one array [n, batch, post, pre] per drive: weights whose products are only added
     up, W h + U x + b, share one, with pre entries for [h; x; 1]. A weight that is used several times in
-    a step has one per use. On columns and diagonal recurrences it is compressed by itself, to K arrays
-    like every weight: O(p) time and memory, still exact. `info["kept"]` then is K.
+    a step has one per use. On columns and diagonal recurrences it is compressed by itself, to K numbers
+    per weight: O(p) time and memory, still exact. `info["kept"]` then is K.
 
     Args:
         model: the model.
@@ -74,13 +77,14 @@ def rtrl(
         positive_int("block", block)
     dtype = None if influence_dtype is None else float_dtype(influence_dtype, "influence_dtype")
     found = analyse(model, allow_unused=allow_unused)
-    if block is None:
-        structure = Weights(found, dense=False)
-        reaches = confined(structure)
-        if reaches is not None:
-            return _compressed(found, structure, reaches, dtype)
     structure = Weights(found, dense=True)
     drives, n = structure.trained_drives, found.flat.size
+    if block is None:
+        few = Weights(found, dense=False)
+        # K² products per weight, as long as they are no more than n p, those of a composed influence
+        reaches = confined(few, n * _entries(structure) / max(_entries(few), 1))
+        if reaches is not None:
+            return _compressed(found, few, reaches, dtype)
 
     def init(h, key):
         shape = lambda drive: (n, drive.batch, drive.post, structure.pre(drive))
@@ -107,9 +111,14 @@ def rtrl(
 
 def _compressed(found, structure, reaches, dtype):
     """Every weight's influence at the few entries that it ever reaches."""
-    influence = masked_influence(structure, [reaches], held=False, influence_dtype=dtype)
+    influence = masked_influence(structure, [reaches], held=False, influence_dtype=dtype, limited=False)
     direct = not structure.patterns.carried.all()
     return past_facing(found, structure, influence, block=1, direct=direct)
+
+
+def _entries(structure):
+    """p of the weights that gradients are formed for."""
+    return sum(math.prod(weight.shape) for weight in structure.weights[: structure.trained])
 
 
 def _immediate(delta, presynaptic, pre):

@@ -66,9 +66,10 @@ def snap(
     positive_int("order", order)
     found = analyse(model, allow_unused=allow_unused)
     structure = Weights(found, dense=False)
-    within = units(structure.patterns.entrywise)
     # what the next step does not read gets its credit within the step, as a readout does
     direct = feedback is symmetric and not structure.patterns.carried.all()
+    entrywise = structure.patterns.entrywise
+    within = units(carried(structure, entrywise) if direct else entrywise)
     if direct:
         within = carried(structure, carried(structure, within).T)
     reaches = reachable(structure, order - 1, within=within)[-1]

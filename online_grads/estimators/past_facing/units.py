@@ -2,9 +2,10 @@
 
 With all drives held at their values, J₀ = ∂h'/∂h is what is left of the Jacobian: a leak, a forget
 gate. A unit is a component of its pattern, an LSTM's (h_i, c_i). A product of hidden entries with
-an input counts as a drive here: the weights φ of a linear learner in the hidden state, which meet in
-its prediction φ·x, are units of their own. Methods with a mask keep whole units; local methods keep
-what stays inside one, with the plain credit ∂ℓ/∂h.
+an input, `phi @ x`, counts as a drive here: the weights φ of a linear learner in the hidden state,
+which meet in its prediction, are units of their own. A batched product, as of columns with a matrix
+each, stays inside a unit, and so does whatever is written as a sum of elementwise products. Methods
+with a mask keep whole units; local methods keep what stays inside one, with the plain credit ∂ℓ/∂h.
 """
 
 import jax
@@ -37,17 +38,14 @@ def carried(structure: Weights, pattern) -> sparse.csr_matrix:
     return sparse.csr_matrix(sparse.diags(structure.patterns.carried, dtype=bool) @ pattern)
 
 
-def confined(structure: Weights) -> list | None:
-    """Per trained drive all carried entries [n, batch·post] that it ever reaches; None if they are many.
+def confined(structure: Weights, most: float) -> list | None:
+    """Per trained drive all carried entries [n, batch·post] that it ever reaches.
 
-    Few are K with K² ≤ n: to move so few entries of every weight takes no more than the n p products
-    that composing a dense influence takes.
+    None if an entry of a drive reaches K of them with K² above `most`.
     """
     patterns = structure.patterns
-    few = lambda matrix: np.diff(matrix.tocsc().indptr).max(initial=0) ** 2 <= matrix.shape[0]
+    few = lambda matrix: np.diff(matrix.tocsc().indptr).max(initial=0) ** 2 <= most
     jacobian = carried(structure, patterns.jacobian)
-    if not few(jacobian):
-        return None
     reaches = [carried(structure, reach) for reach in patterns.drives[: len(structure.trained_drives)]]
     while all(map(few, reaches)):
         further = [sparse.csr_matrix(reach + jacobian @ reach) for reach in reaches]

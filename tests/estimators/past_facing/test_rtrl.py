@@ -3,8 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from online_grads import cells, gradient, rtrl, snap, tbptt
+from online_grads import Model, cells, gradient, rtrl, snap, tbptt
+from online_grads.estimators.past_facing import masked
 from tests.models import (
+    EXAMPLE,
     MODELS,
     exact_gradient,
     learned_start,
@@ -118,6 +120,41 @@ def test_what_spreads_is_not_compressed():
         given = problem_of(of_cell(cell), LENGTH)
         assert entries(rtrl, given.model) == entries(lambda model: rtrl(model, block=1), given.model)
         assert relative_error(online(rtrl(given.model), 7, *given.args), given.exact) <= 1e-10
+
+
+def diagonal(weight_of, theta, step=lambda params, h, drive: h / 2 + drive, hidden=16):
+    """A leaky sum of drives W x, W [16, inputs] made of θ; a `step` may give h further entries."""
+
+    def transition(params, h, x):
+        return step(params, h, weight_of(params["theta"]) @ x)
+
+    loss = lambda params, h, y: (jnp.sum(jnp.tanh(h)) * y[0], ())
+    return Model(lambda key: ({"theta": theta}, jnp.ones(hidden)), transition, loss, EXAMPLE)
+
+
+def test_few_parameters_of_many_weights_are_not_blown_up():
+    """A scale of a constant matrix: the dense influence has 16 numbers, that of the matrix 48."""
+    fixed = jax.random.normal(jax.random.key(5), (16, 3))
+    assert entries(rtrl, diagonal(lambda scale: scale * fixed, jnp.ones(()))) == 16
+    assert entries(rtrl, diagonal(lambda scale: scale * fixed, jnp.ones((16, 1)))) == 48
+
+
+def test_what_no_weight_reaches_does_not_count():
+    """A trace of the input that all units read: dense in J, and no weight ever acts on it."""
+
+    def step(params, h, drive):
+        return jnp.concatenate([h[:1] * 0.9 + 1, h[1:] / 2 * h[:1] + drive])
+
+    model = diagonal(lambda theta: theta, jnp.ones((16, 3)), step, hidden=17)
+    assert entries(rtrl, model) == 48
+
+
+def test_a_large_direct_weight_is_served(monkeypatch):
+    monkeypatch.setattr(masked, "DENSE_LIMIT", 3)
+    model = of_cell(cells.low_pass(3, 8))
+    with pytest.raises(ValueError, match="over the limit of 3"):
+        snap(model)
+    assert entries(rtrl, model) < entries(lambda model: rtrl(model, block=1), model)
 
 
 def entries(estimator, model):

@@ -210,6 +210,47 @@ def test_the_weights_of_a_linear_learner_are_units_of_their_own():
     assert sum(leaf.size for leaf in jax.tree.leaves(influence(order=2))) == 9
 
 
+def kept(model):
+    start = jax.eval_shape(model.init, jax.random.key(0))
+    state = jax.eval_shape(lambda *start: snap(model).init(*start, key=jax.random.key(0)), *start)
+    return sum(leaf.size for leaf in jax.tree.leaves(state.influence))
+
+
+def gathering(output):
+    """Leaky units and an output that reads them all."""
+
+    def transition(params, h, x):
+        units = h["units"] / 2 + params["w"] @ x
+        return {"units": units, "out": output(units)}
+
+    init = lambda key: ({"w": jnp.ones((4, 3))}, {"units": jnp.zeros(4), "out": jnp.zeros(4)})
+    return Model(init, transition, lambda params, h, y: (losses.squared_error(h["out"][:2], y), ()), EXAMPLE)
+
+
+def test_an_output_joins_no_units():
+    assert kept(gathering(lambda units: units / jnp.sqrt(1 + jnp.sum(units**2)))) == 12
+
+
+def test_a_batched_product_stays_inside_a_unit():
+    """Pairs turned by an angle that the input gives: every pair is a unit, however it is written."""
+
+    def model(turn):
+        transition = lambda params, h, x: turn(x[0], h) + (params["w"] @ x).reshape(2, 2)
+        loss = lambda params, h, y: (losses.squared_error(h[0], y), ())
+        return Model(lambda key: ({"w": jnp.ones((4, 3))}, jnp.zeros((2, 2))), transition, loss, EXAMPLE)
+
+    def product(angle, h):
+        turned = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
+        return jnp.einsum("cij,cj->ci", jnp.stack([turned, turned]), h)
+
+    def written_out(angle, h):
+        c, s = jnp.cos(angle), jnp.sin(angle)
+        return jnp.stack([c * h[:, 0] - s * h[:, 1], s * h[:, 0] + c * h[:, 1]], axis=1)
+
+    assert kept(model(product)) == kept(model(written_out)) == 2 * 12
+    assert kept(model(lambda angle, h: h / 2)) == 12
+
+
 def test_the_number_of_kept_entries_is_reported():
     for name, order, kept in (("gru", 1, 1), ("lstm", 1, 2), ("lstm", 2, 8)):
         given = problem(name, STEPS)
