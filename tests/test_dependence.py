@@ -85,6 +85,7 @@ FUNCTIONS = {
     "matrix times column": (lambda h, w: (jnp.ones((3, 2)) * h[:, None]).sum(1), "100 010 001"),
     "constant matrix": (lambda h, w: jnp.array([[0.0, 2, 0], [1, 0, 1]]) @ h, "010 101"),
     "matrix of masked unknowns": (lambda h, w: (w[:, None] * jnp.eye(3)) @ h, "100 010 001"),
+    "product over no entries": (lambda h, w: jnp.ones((2, 0)) @ h[:0], "000 000"),
     "batched product": (lambda h, w: jnp.einsum("ij,ij->i", h[None] * w[:2, None], jnp.eye(2, 3)), "100 010"),
     "pad": (lambda h, w: lax.pad(h, 0.0, ((-1, 1, 1),)), "000 010 000 001 000"),
     "pad with an entry": (lambda h, w: lax.pad(h[:2], h[2], ((1, 0, 1),)), "001 100 001 010"),
@@ -109,6 +110,17 @@ def test_exact_pattern(name):
     vector = jax.ShapeDtypeStruct((3,), float)
     found = dependence(function, vector, given=(vector,)).toarray()
     assert " ".join("".join(str(int(entry)) for entry in row) for row in found) == rows
+
+
+def test_products_that_sum_over_entries_can_be_left_out():
+    vector, rows = jax.ShapeDtypeStruct((3,), float), jax.ShapeDtypeStruct((2, 3), float)
+    apart = lambda function, given: dependence(function, vector, given=(given,), products=False).toarray()
+    assert not apart(lambda h, w: w @ jnp.tanh(h), rows).any()
+    assert dependence(lambda h, w: w @ jnp.tanh(h), vector, given=(rows,)).toarray().all()
+    # what no product mixes stays, an outer product too
+    np.testing.assert_array_equal(apart(lambda h, w: w * h + jnp.sum(w @ h), vector), np.eye(3))
+    outer = lambda h, w: jnp.einsum("i,j->ij", h, w).ravel()
+    np.testing.assert_array_equal(apart(outer, vector), np.repeat(np.eye(3), 3, axis=0))
 
 
 def test_constants_that_are_tracers_count_as_dense():

@@ -271,6 +271,23 @@ def test_snap_is_exact_on_one_column():
     assert apart(snap, exact) < 1e-12
 
 
+# ---- any optax optimizer
+
+
+def test_an_optimizer_sees_what_it_trains_and_its_numbers_become_arrays():
+    counting = optax.GradientTransformation(lambda phi: 0, lambda g, count, phi: (g, 1))
+    decaying = lambda theta: optax.chain(counting, optax.add_decayed_weights(theta), optax.scale(-0.5))
+    init = lambda key: (jnp.array(0.1), jnp.ones(INPUTS))
+    model = meta.as_model(linear, decaying, init=init, example=EXAMPLE)
+    theta, hidden = model.init(jax.random.key(0))
+    moved = model.transition(theta, hidden, EXAMPLE)  # no gradient
+    np.testing.assert_allclose(moved.params, 0.95 * np.ones(INPUTS), rtol=1e-12)
+    for count, state in enumerate((hidden, moved)):
+        (number,) = jax.tree.leaves(state.optimizer)
+        assert isinstance(number, jax.Array)
+        assert number == count
+
+
 # ---- what does not fit
 
 

@@ -81,6 +81,24 @@ def test_the_number_of_jvps():
     assert jacobian("stacked").flowing_colours is None
 
 
+def test_drives_are_read_at_some_entries_only():
+    """An LSTM's (h, c): c of three units, which the output gate does not reach."""
+    _, structure, found, at, step_at = case("lstm")
+    reached = np.arange(8) >= 4
+    reached[5] = False
+    few = SparseJacobian(structure, found, reached=reached)
+    assert len(few.flowing_colours.seeds) == 3
+    one_row = SparseJacobian(structure, found, reached=np.arange(8) == 6)
+    assert one_row.flowing_colours is None
+    arguments = at(1)
+    dense = step_at(*arguments).drives[structure.drives[0].at].reshape(8, -1)
+    rows, columns = np.nonzero(np.asarray(found.drives[0].toarray()) & reached[:, None])
+    read = lambda few: jax.jit(
+        lambda theta, *at: few(structure.effective(theta), *at).drive(0, rows, columns)
+    )(*arguments)
+    np.testing.assert_allclose(read(few), dense[rows, columns], rtol=1e-12)
+
+
 def test_a_pattern_that_lacks_entries_gives_wrong_values():
     """Negative control: the comparison above notices a subset."""
     _, structure, found, _, _ = case("vanilla")

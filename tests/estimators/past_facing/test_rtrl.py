@@ -1,3 +1,7 @@
+import functools
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,30 +100,49 @@ COLUMNS = {  # cell of n units -> hidden entries that a weight ever reaches and 
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_block_diagonal_cells_are_compressed(name):
+    """They are exact: tests/cells/test_linear_time.py."""
     make, kept = COLUMNS[name]
-    given = problem_of(of_cell(make(8)), LENGTH)
-    few, dense = rtrl(given.model), rtrl(given.model, block=LENGTH)
-    for estimator in (few, dense):
-        assert relative_error(online(estimator, 7, *given.args), given.exact) <= 1e-10
-    state = few.init(given.params, given.hidden, key=jax.random.key(0))
-    segment = given.xs[:1], given.ys[:1]
-    assert few.update(state, given.params, *segment)[1].info["kept"] == kept
-    assert not dense.update(dense.init(*given.args[:2], key=jax.random.key(0)), given.params, *segment)[
-        1
-    ].info
+    half = functools.partial(rtrl, influence_dtype=jnp.bfloat16)
+    (drives,) = influence(half, of_cell(make(8)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(drives)} == {jnp.dtype(jnp.bfloat16)}
+    assert max(len(arrays) for sites in drives for arrays in sites) == kept
     size = lambda estimator, n: entries(estimator, of_cell(make(n)))
-    assert size(rtrl, 16) == 2 * size(rtrl, 8)
+    assert size(rtrl, 16) == 2 * size(rtrl, 8) == 2 * size(snap, 8)
+    assert widest(of_cell(make(16))) <= 2 * widest(of_cell(make(8)))
     whole = lambda model: rtrl(model, block=1)
     assert size(whole, 16) > 3 * size(whole, 8)
 
 
+def test_a_block_asks_for_the_dense_influence_even_of_columns():
+    given = problem_of(of_cell(cells.lru(3, 2)), LENGTH)
+    dense = rtrl(given.model, block=LENGTH)
+    assert relative_error(online(dense, LENGTH, *given.args), given.exact) <= 1e-10
+    assert entries(lambda model: dense, given.model) > 2 * entries(rtrl, given.model)
+
+
 def test_what_spreads_is_not_compressed():
-    """One unit that moves all others, or columns with many links: K² > n."""
+    """One unit that moves all others, columns with many links, or units in a ring: K² > n."""
     one_way = cells.stack(cells.low_pass(3, 1), cells.low_pass(1, 8))
-    for cell in (one_way, cells.columnar_rnn(3, 8, width=2, density=8.0)):
-        given = problem_of(of_cell(cell), LENGTH)
-        assert entries(rtrl, given.model) == entries(lambda model: rtrl(model, block=1), given.model)
-        assert relative_error(online(rtrl(given.model), 7, *given.args), given.exact) <= 1e-10
+    apart = cells.low_pass(3, 8)
+    around = apart._replace(step=lambda params, h, x: apart.step(params, h, x) + jnp.roll(h, 1))
+    for cell in (one_way, cells.columnar_rnn(3, 8, width=2, density=8.0), around):
+        assert {m.ndim for m in influence(rtrl, of_cell(cell))} == {4}  # [n, batch, post, pre]
+
+
+def influence(estimator, model):
+    """What is carried of the past, as shapes."""
+    start = jax.eval_shape(model.init, jax.random.key(0))
+    carried = jax.eval_shape(lambda *start: estimator(model).init(*start, key=jax.random.key(0)), *start)
+    return carried.influence
+
+
+def widest(model):
+    """Entries of the largest array that one step takes."""
+    estimator = rtrl(model)
+    start = jax.eval_shape(model.init, jax.random.key(0))
+    state = jax.eval_shape(lambda *start: estimator.init(*start, key=jax.random.key(0)), *start)
+    step = jax.make_jaxpr(estimator.update)(state, start[0], *jax.eval_shape(lambda: stream(model, 1)))
+    return max(math.prod(map(int, shape.split(","))) for shape in re.findall(r"f64\[([\d,]+)\]", str(step)))
 
 
 def diagonal(weight_of, theta, step=lambda params, h, drive: h / 2 + drive, hidden=16):
@@ -159,9 +182,7 @@ def test_a_large_direct_weight_is_served(monkeypatch):
 
 def entries(estimator, model):
     """Numbers in the influence alone."""
-    start = jax.eval_shape(model.init, jax.random.key(0))
-    carried = jax.eval_shape(lambda *start: estimator(model).init(*start, key=jax.random.key(0)), *start)
-    return sum(leaf.size for leaf in jax.tree.leaves(carried.influence))
+    return sum(leaf.size for leaf in jax.tree.leaves(influence(estimator, model)))
 
 
 def test_a_block_below_one_is_refused():

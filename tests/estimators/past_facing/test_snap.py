@@ -2,10 +2,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from online_grads import Model, cells, gradient, losses, memory, rtrl, snap
+from online_grads import Model, cells, feedback, gradient, losses, memory, rtrl, snap
 from online_grads.estimators.past_facing import masked
 from online_grads.flat import flatten
-from tests.models import EXAMPLE, MODELS, of_cell, problem, problem_of, relative_error
+from tests.models import EXAMPLE, MODELS, elstm, of_cell, problem, problem_of, relative_error
 
 STEPS = 10
 
@@ -165,8 +165,11 @@ def test_an_lstm_of_single_unit_columns_is_exact_at_order_one():
     assert relative_error(run(snap(given.model), given), given.exact) <= 1e-10
 
 
-def chain():
-    """a acts on b, b on c and c on y, each one step later; the loss sees y, which no step reads."""
+def chain(at_once=False):
+    """a acts on b, b on c and c on y, each one step later; the loss sees y, which no step reads.
+
+    With at_once the weight also acts on y itself.
+    """
     keys = jax.random.split(jax.random.key(3), 3)
     links = [jax.random.normal(key, (2, 2)) for key in keys]
 
@@ -175,11 +178,12 @@ def chain():
         return {"w": jax.random.normal(key, (2, EXAMPLE[0].size))}, {name: jnp.zeros(2) for name in names}
 
     def transition(params, h, x):
+        drive = params["w"] @ x
         return {
-            "a": jnp.tanh(params["w"] @ x + h["a"] / 2),
+            "a": jnp.tanh(drive + h["a"] / 2),
             "b": jnp.tanh(links[0] @ h["a"] + h["b"] / 2),
             "c": jnp.tanh(links[1] @ h["b"] + h["c"] / 2),
-            "y": links[2] @ h["c"],
+            "y": links[2] @ h["c"] + (drive if at_once else 0),
         }
 
     return Model(init, transition, lambda params, h, y: (losses.squared_error(h["y"], y), ()), EXAMPLE)
@@ -189,10 +193,18 @@ def test_what_no_step_reads_is_credited_through_the_step():
     given = problem_of(chain())
     with pytest.raises(ValueError, match=r"snap would give params\['w'\] a gradient of zero"):
         snap(given.model, order=2)
+    snap(chain(at_once=True), order=1)  # a part of it is enough
     enough = snap(given.model, order=3)
     state = enough.init(given.params, given.hidden, key=jax.random.key(0))
     assert enough.update(state, given.params, given.xs, given.ys)[1].info["kept"] == 5  # not y's entries
     assert relative_error(run(enough, given), given.exact) <= 1e-10
+
+
+def test_a_feedback_meets_the_influence_of_outputs_too():
+    """It has no direct form: what no step reads is kept."""
+    model = elstm()
+    carried = lambda **options: memory(snap(model, **options), *jax.eval_shape(model.init, jax.random.key(0)))
+    assert carried(feedback=feedback.random(jax.random.key(0))) > 2 * carried()
 
 
 def test_the_weights_of_a_linear_learner_are_units_of_their_own():
