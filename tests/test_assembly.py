@@ -49,6 +49,9 @@ def test_a_cell_or_a_stack_of_them():
     assert hidden.dtype == params["readout"]["W"].dtype == "float64"
     _, hidden = shapes(settings(hidden=[3, 2]))
     assert [leaf.shape for leaf in jax.tree.leaves(hidden)] == [(3,), (2,)]
+    # an rtu gives on two numbers per unit
+    params, _ = shapes(settings(cell="rtu", hidden=[3, 2]))
+    assert [part["W"].shape for part in (*params["cell"], params["readout"])] == [(6, 2), (4, 6), (2, 4)]
     low = shapes(settings(run={**RUN, "precision": "float32"}))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(low)} == {"float32"}
 
