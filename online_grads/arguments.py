@@ -4,7 +4,7 @@ import difflib
 import math
 import numbers
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -70,9 +70,7 @@ def probability(name: str, value) -> None:
 
     >>> probability("cut", 0.1)
     """
-    number = _number(name, value)
-    if number is not None and not 0 <= number < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {value}")
+    _inside(name, value, "[0, 1)", lambda number: 0 <= number < 1)
 
 
 def fraction(name: str, value) -> None:
@@ -84,9 +82,37 @@ def fraction(name: str, value) -> None:
 
     >>> fraction("trace_decay", 1.0)
     """
+    _inside(name, value, "[0, 1]", lambda number: 0 <= number <= 1)
+
+
+def finite(name: str, value) -> None:
+    """Refuse anything but a finite number; a tracer passes, as its value is not known yet.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it is infinite or NaN.
+
+    >>> finite("forget_bias", -1)
+    """
+    _number(name, value)
+
+
+def boolean(name: str, value) -> None:
+    """Refuse anything but True and False.
+
+    Raises:
+        TypeError: it is neither.
+
+    >>> boolean("local", False)
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def _inside(name: str, value, interval: str, holds: Callable[[float], bool]) -> None:
     number = _number(name, value)
-    if number is not None and not 0 <= number <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}")
+    if number is not None and not holds(number):
+        raise ValueError(f"{name} must be in {interval}, got {value}")
 
 
 def _number(name: str, value) -> float | None:

@@ -58,7 +58,9 @@ def as_model(
 
     `snap` keeps together what acts on one another entry by entry: write a linear learner's prediction as
     a product, φ @ x, and every weight is a unit of its own; optimizers that take no norm over weights
-    keep them apart. Where a gradient can vanish, Adam needs `eps_root`: √v has no derivative at 0.
+    keep them apart. A bias beside it, φ @ x + b, acts on every weight entry by entry, through the error,
+    and joins them into one unit: give x a constant 1 instead. Where a gradient can vanish, Adam needs
+    `eps_root`: √v has no derivative at 0.
 
     Args:
         loss: (θ, φ, example) -> (scalar, outputs), what the inner learner descends in φ; in θ it is
@@ -73,8 +75,9 @@ def as_model(
         A `Model` that takes an example as x and one as y.
 
     Raises:
-        TypeError: the optimizer is not a function that makes one, or a loss returns no pair.
-        ValueError: the functions do not fit together.
+        TypeError: the optimizer is not a function that makes one, init returns no pair or a leaf that is
+            not floating, or a loss no pair with a floating scalar.
+        ValueError: the functions do not fit together, or one needs the value of a traced array.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from online_grads import gradient, rtrl
@@ -105,9 +108,17 @@ def as_model(
     def loss_of_hidden(theta, hidden, y):
         return losses["meta_loss"](theta, hidden.params, y)
 
-    theta, hidden = shapes_of("init and optimizer do not fit together", start, jax.random.key(0))
+    drawn = _traced("init fails on a key", init, jax.random.key(0))
+    _check_pair("init must return a pair (θ, φ)", drawn)
+    for name, tree in zip("θφ", drawn, strict=True):
+        _check_floating(name, tree)
+    begun = lambda theta, phi: begin(optimizer(theta), phi)
+    (theta, phi), hidden = drawn, _traced("optimizer fails on a traced θ and on φ", begun, *drawn)
     for name, function in losses.items():
-        _check_loss(name, function, theta, hidden.params, example)
+        returned = _traced(f"{name} fails on θ, φ and an example", function, theta, phi, example)
+        _check_pair(f"{name} must return a pair (scalar, outputs)", returned)
+        _check_scalar(f"what {name} returns first", returned[0])
+    _check_step(transition, theta, hidden, example)
     return Model(start, transition, loss_of_hidden, (example, example))
 
 
@@ -128,7 +139,8 @@ def per_parameter(rates: PyTree) -> optax.GradientTransformation:
             parameter, or a scalar for all that is below.
 
     Returns:
-        A `GradientTransformation` without a state.
+        A `GradientTransformation` without a state. Its update raises a ValueError where the rates do not
+        fit what is trained.
 
     >>> weights = {"layer": {"W": jnp.ones(2), "bias": jnp.ones(())}, "gain": jnp.ones(2)}
     >>> each = per_parameter({"layer": jnp.array(0.5), "gain": jnp.array([0.0, 1.0])})
@@ -137,7 +149,14 @@ def per_parameter(rates: PyTree) -> optax.GradientTransformation:
     ([-0.5, -0.5], [-0.0, -1.0])
     """
 
+    expected = jax.tree.structure(rates)
+
     def scaled(updates, params):
+        try:
+            expected.flatten_up_to(updates)
+        except ValueError as error:
+            got = jax.tree.structure(updates)
+            raise ValueError(f"the rates {expected} do not fit what is trained, {got}") from error
         return jax.tree.map(lambda rate, part: jax.tree.map(lambda g: -rate * g, part), rates, updates)
 
     return optax.stateless(scaled)
@@ -146,8 +165,10 @@ def per_parameter(rates: PyTree) -> optax.GradientTransformation:
 def pairs(examples: PyTree) -> tuple[PyTree, PyTree]:
     """The stream of an `as_model`: every example is trained on, and the next one is the meta-loss's.
 
+    Of the whole stream, not of a chunk: every call loses one example.
+
     Args:
-        examples: [T, ...].
+        examples: of the whole stream, [T, ...].
 
     Returns:
         (xs, ys), each [T - 1, ...].
@@ -168,9 +189,11 @@ def online_readout(
 
     The parameters are the cell's θ alone, the hidden state is a `ReadoutHidden`, and the loss's outputs
     are the predictions. The input of a step is (x_t, y_{t-1}), see `taught`. With a linear readout
-    `snap` keeps a column and its own readout weights together: on independent columns it is the
-    recursion of the reference, which drops what a column does to other columns' readout weights through
-    the common error. `rtrl` is exact.
+    without a bias `snap` keeps a column and its own readout weights together: on independent columns it
+    is the recursion of the reference, which drops what a column does to other columns' readout weights
+    through the common error. `rtrl` is exact. A bias acts on all readout weights entry by entry, through
+    that error, and joins the columns into one unit: `snap` then costs what a dense `rtrl` does. A
+    constant 1 among the cell's outputs serves as well, and keeps the columns apart.
 
     Args:
         cell: a `Cell`, as `online_grads.cells` makes them.
@@ -183,7 +206,9 @@ def online_readout(
         A `Model` that takes (x, previous y).
 
     Raises:
-        TypeError: the optimizer is none.
+        TypeError: the cell, the readout or the optimizer is none, the example is no pair, or the loss
+            returns no floating scalar.
+        ValueError: they do not fit together.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from online_grads import cells, gradient, losses, readouts, snap
@@ -198,6 +223,9 @@ def online_readout(
     Reference: Javed, White & Sutton (2021), arXiv:2103.05787.
     """
     an_optimizer("optimizer", optimizer)
+    _check_parts("cell", cell, "init", "step", "output")
+    _check_parts("readout", readout, "init", "apply")
+    _check_pair("example must be a pair (x, y) of one step", example)
 
     def init(key):
         key_cell, key_readout = jax.random.split(key)
@@ -218,16 +246,23 @@ def online_readout(
         return evaluate(hidden.readout, hidden.cell, y)
 
     x, y = example
+    params, hidden = _traced("cell, readout or optimizer cannot begin", init, jax.random.key(0))
+    _traced("cell fails on x", cell.step, params, hidden.cell, x)
+    read = _traced("readout or loss fails on the cell's output", evaluate, hidden.readout, hidden.cell, y)
+    _check_scalar("what loss returns", read[0])
+    _check_step(transition, params, hidden, (x, y))
     return Model(init, transition, loss_of_hidden, ((x, y), y))
 
 
 def taught(xs: PyTree, ys: PyTree) -> tuple[PyTree, PyTree]:
     """The stream of an `online_readout`: inputs with the target of the step before, 0 at first.
 
-    From a state of zeros the first target, 0, teaches a linear readout nothing.
+    Of the whole stream, not of a chunk: every call puts a target that nobody gave at its first step.
+    Where the cell's first output is 0 it teaches a linear readout nothing under a squared error. Under a
+    cross-entropy it is class 0, and a bias learns it.
 
     Args:
-        xs, ys: inputs and targets, [T, ...].
+        xs, ys: inputs and targets of the whole stream, [T, ...].
 
     Returns:
         ((xs, previous ys), ys).
@@ -252,8 +287,43 @@ def _arrays(state: PyTree) -> PyTree:
     return jax.tree.map(jnp.asarray, state)
 
 
-def _check_loss(name: str, loss: Callable, *given) -> None:
-    returned = shapes_of(f"{name} fails on θ, φ and an example", loss, *given)
-    scalar = returned[0] if isinstance(returned, tuple) and len(returned) == 2 else None
-    if getattr(scalar, "shape", None) != ():
-        raise TypeError(f"{name} must return a pair (scalar, outputs), got {returned}")
+def _traced(failure: str, function: Callable, *given):
+    """`shapes_of`, with one line for a function that asks a traced array for its value."""
+
+    def asked(*given):
+        try:
+            return function(*given)
+        except jax.errors.JAXTypeError as error:
+            raise TypeError("it needs the value of a traced array, as float() and if do") from error
+
+    return shapes_of(failure, asked, *given)
+
+
+def _check_parts(name: str, given, *parts: str) -> None:
+    if not all(callable(getattr(given, part, None)) for part in parts):
+        raise TypeError(f"{name} must have the functions {', '.join(parts)}, got {given!r}")
+
+
+def _check_pair(expected: str, given) -> None:
+    if not (isinstance(given, tuple) and len(given) == 2):
+        raise TypeError(f"{expected}, got {given}")
+
+
+def _check_scalar(name: str, given) -> None:
+    if getattr(given, "shape", None) != () or not jnp.issubdtype(given.dtype, jnp.floating):
+        raise TypeError(f"{name} must be a floating scalar, got {given}")
+
+
+def _check_floating(name: str, tree: PyTree) -> None:
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(f"{name}{jax.tree_util.keystr(path)} must be floating, got {leaf.dtype}")
+
+
+def _check_step(transition: Callable, params: PyTree, hidden: PyTree, x: PyTree) -> None:
+    moved = _traced("a step of training fails", transition, params, hidden, x)
+    before, after = (
+        jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (hidden, moved)
+    )
+    if jax.tree.flatten(before) != jax.tree.flatten(after):
+        raise ValueError(f"a step of training turns the shapes {before} into {after}")

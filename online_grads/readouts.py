@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from online_grads.arguments import float_dtype, not_negative, positive_int
+from online_grads.arguments import boolean, float_dtype, not_negative, positive_int
 
 
 class Readout(NamedTuple):
@@ -48,8 +48,7 @@ def linear(inputs: int, outputs: int, *, bias: bool = True, std: float | None = 
         positive_int("outputs", outputs),
         float_dtype(dtype),
     )
-    if not isinstance(bias, bool):
-        raise TypeError(f"bias must be True or False, got {bias!r}")
+    boolean("bias", bias)
     if std is not None:
         not_negative("std", std)
 

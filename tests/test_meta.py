@@ -192,6 +192,25 @@ def test_snap_learns_as_idbd_does():
     assert apart(moved(learned(og.rtrl)), moved(beta)) > 0.1
 
 
+def test_a_bias_joins_the_weights_and_a_constant_input_does_not():
+    def carried(loss, phi):
+        rates = lambda beta: meta.per_parameter(jax.tree.map(jnp.exp, beta))
+        init = lambda key: (jax.tree.map(jnp.zeros_like, phi), phi)
+        model = meta.as_model(loss, rates, init=init, example=EXAMPLE)
+        state = og.snap(model).init(*model.init(jax.random.key(0)), key=jax.random.key(1))
+        return sum(leaf.size for leaf in jax.tree.leaves(state.influence))
+
+    def biased(theta, phi, example):
+        return losses.squared_error(phi["w"] @ example[0] + phi["b"], example[1]), None
+
+    def constant(theta, w, example):
+        return linear(theta, w, (jnp.append(example[0], 1.0), example[1]))
+
+    entries = INPUTS + 1
+    assert carried(biased, {"w": jnp.zeros(INPUTS), "b": NUMBER}) == entries**2
+    assert carried(constant, jnp.zeros(entries)) == entries
+
+
 # ---- a representation, through a readout that learns
 
 
@@ -301,15 +320,54 @@ def test_bad_arguments():
         make(optimizer=optax.sgd(0.1))
     with pytest.raises(ValueError, match="optimizer must be an optax GradientTransformation, got 3"):
         make(optimizer=lambda theta: 3)
-    with pytest.raises(ValueError, match="init and optimizer do not fit together: "):
-        make(init=lambda key: jnp.zeros(()))
+    with pytest.raises(
+        ValueError, match=r"optimizer fails on a traced θ .*: it needs the value of a traced .*do$"
+    ):
+        make(optimizer=lambda theta: optax.sgd(float(theta)))
+    for drawn in (jnp.zeros(()), (0.1, 0.2, 0.3)):
+        with pytest.raises(TypeError, match=r"init must return a pair \(θ, φ\), got "):
+            make(init=lambda key, drawn=drawn: drawn)
+    with pytest.raises(TypeError, match="θ must be floating, got int"):
+        make(init=lambda key: (1, jnp.zeros(2)))
+    with pytest.raises(TypeError, match=r"φ\['w'\] must be floating, got int"):
+        make(init=lambda key: (0.1, {"w": jnp.zeros(2, int)}))
     with pytest.raises(ValueError, match=r"loss fails on θ, φ and an example: .* the same shape"):
         make(init=lambda key: (0.1, jnp.zeros((2, 2))))
     with pytest.raises(TypeError, match=r"^loss must return a pair \(scalar, outputs\)"):
         make(loss=lambda theta, w, example: w[0])
-    with pytest.raises(TypeError, match="meta_loss must return a pair"):
+    with pytest.raises(TypeError, match="what meta_loss returns first must be a floating scalar"):
         make(meta_loss=lambda theta, w, example: (w, w))
-    with pytest.raises(TypeError, match="optimizer must be an optax GradientTransformation"):
-        meta.online_readout(
-            cells.gru(2, 2), readouts.linear(2, 1), losses.squared_error, optax.sgd, example=EXAMPLE
-        )
+    with pytest.raises(TypeError, match=r"what loss returns first must be a floating scalar, got .*int"):
+        make(loss=lambda theta, w, example: (jnp.sum(w).astype(int), w))
+    with pytest.raises(
+        ValueError, match=r"a step of training fails: the rates .* do not fit what is trained"
+    ):
+        make(optimizer=lambda theta: meta.per_parameter([theta]))
+    with pytest.raises(
+        ValueError, match=r"a step of training turns the shapes .*int\d+\[\]'.* into .*\[2\]'"
+    ):
+        make(optimizer=lambda theta: optax.GradientTransformation(lambda w: 0, lambda g, s, w: (g, g)))
+
+
+GRU, READOUT = cells.gru(INPUTS, UNITS), readouts.linear(UNITS, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"optimizer": optax.sgd}, TypeError, "optimizer must be an optax GradientTransformation"),
+        ({"cell": None}, TypeError, "cell must have the functions init, step, output, got None"),
+        ({"readout": READOUT.apply}, TypeError, "readout must have the functions init, apply, got "),
+        ({"example": jnp.zeros(3)}, TypeError, r"example must be a pair \(x, y\) of one step, got "),
+        ({"example": None}, TypeError, r"example must be a pair \(x, y\) of one step, got None"),
+        ({"cell": cells.gru(INPUTS + 1, UNITS)}, ValueError, "cell fails on x: .* the same shape"),
+        ({"readout": readouts.linear(9, 1)}, ValueError, "readout or loss fails on the cell's output: "),
+        ({"loss": lambda prediction, y: y}, TypeError, "what loss returns must be a floating scalar"),
+    ],
+)
+def test_bad_arguments_of_a_readout_that_learns(given, error, message):
+    fits = {"cell": GRU, "readout": READOUT, "loss": losses.squared_error, "optimizer": optax.sgd(0.1)}
+    fits["example"] = (jnp.zeros(INPUTS), jnp.zeros(1))
+    meta.online_readout(**fits)
+    with pytest.raises(error, match=message):
+        meta.online_readout(**fits | given)

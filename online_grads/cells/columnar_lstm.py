@@ -13,13 +13,12 @@ real-time recurrent learning using columnar-constructive networks, JMLR 24.
 """
 
 import math
-import numbers
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import float_dtype, not_negative, positive_int
+from online_grads.arguments import boolean, finite, float_dtype, fraction, positive_int
 from online_grads.cells.lstm import LstmHidden
 from online_grads.cells.types import Cell
 
@@ -60,7 +59,7 @@ def columnar_lstm(
     Raises:
         TypeError, ValueError: a size is not a positive integer, the density is not in [0, 1], the
             wiring is not an integer of at least 0, `local` is not a bool, the forget bias is not a
-            number, the dtype is not a floating one.
+            finite number, the dtype is not a floating one.
 
     >>> import jax
     >>> params, hidden = (cell := columnar_lstm(3, 8)).init(jax.random.key(0))
@@ -73,20 +72,16 @@ def columnar_lstm(
     """
     inputs, hidden, dtype = positive_int("inputs", inputs), positive_int("hidden", hidden), float_dtype(dtype)
     wiring = positive_int("wiring", wiring, least=0)
-    not_negative("density", density)
-    if density > 1:
-        raise ValueError(f"density must be at most 1, got {density}")
-    if not isinstance(local, bool):
-        raise TypeError(f"local must be True or False, got {local!r}")
-    if isinstance(forget_bias, bool) or not isinstance(forget_bias, numbers.Real):
-        raise TypeError(f"forget_bias must be a number, got {forget_bias!r}")
+    fraction("density", density)
+    boolean("local", local)
+    finite("forget_bias", forget_bias)
     linked, bound = density > 0, 1 / math.sqrt(inputs + 1 + density * (hidden - 1))
     mask = np.tile(_links(hidden, density, wiring), (4, 1)).astype(dtype)
 
     def init(key):
         keys = iter(jax.random.split(key, 3))
         uniform = lambda *shape: jax.random.uniform(next(keys), (4 * hidden, *shape), dtype, -bound, bound)
-        bias = jnp.zeros(4 * hidden, dtype).at[hidden : 2 * hidden].set(float(forget_bias))
+        bias = jnp.zeros(4 * hidden, dtype).at[hidden : 2 * hidden].set(jnp.asarray(forget_bias, dtype))
         params = {"W": uniform(inputs), "self": uniform(), "bias": bias}
         if linked:
             params["links"] = uniform(hidden)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import float_dtype, not_negative, positive_int
+from online_grads.arguments import boolean, float_dtype, not_negative, positive_int
 from online_grads.cells.types import Cell
 
 
@@ -74,8 +74,7 @@ def columnar_rnn(
     inputs, hidden, dtype = positive_int("inputs", inputs), positive_int("hidden", hidden), float_dtype(dtype)
     width, wiring = positive_int("width", width), positive_int("wiring", wiring, least=0)
     not_negative("density", density)
-    if not isinstance(local, bool):
-        raise TypeError(f"local must be True or False, got {local!r}")
+    boolean("local", local)
     linked, everything = density > 0, hidden * width + hidden
     itself, others = (mask.astype(dtype) for mask in _links(hidden, width, density, wiring))
 

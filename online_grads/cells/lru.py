@@ -53,8 +53,8 @@ def lru(
         inputs: m, the size of x.
         hidden: n, the number of complex units.
         outputs: o, the size of y, by default n.
-        r_min, r_max: the bounds of |λ| at first, 0 ≤ r_min ≤ r_max ≤ 1. Close to 1 for a long memory:
-            a unit forgets in 1/(1 − |λ|) steps.
+        r_min, r_max: the bounds of |λ| at first, 0 ≤ r_min ≤ r_max ≤ 1 with r_max above 0. Close to 1
+            for a long memory: a unit forgets in 1/(1 − |λ|) steps.
         max_phase: the largest phase of λ at first, in (0, 2π].
         dtype: of parameters and hidden state, by default JAX's float.
 

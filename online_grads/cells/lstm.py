@@ -6,13 +6,12 @@
 Reference: Hochreiter & Schmidhuber 1997; the forget gate: Gers, Schmidhuber & Cummins 2000.
 """
 
-import numbers
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from online_grads.arguments import float_dtype, positive_int
+from online_grads.arguments import finite, float_dtype, positive_int
 from online_grads.cells.initial import inward, orthogonal
 from online_grads.cells.types import Cell
 from online_grads.types import Array
@@ -45,8 +44,8 @@ def lstm(inputs: int, hidden: int, *, forget_bias: float = 1.0, dtype=None) -> C
         A `Cell` whose output is h.
 
     Raises:
-        TypeError, ValueError: a size is not a positive integer, the forget bias is not a number,
-            the dtype is not a floating one.
+        TypeError, ValueError: a size is not a positive integer, the forget bias is not a finite
+            number, the dtype is not a floating one.
 
     >>> import jax
     >>> params, hidden = (cell := lstm(3, 8)).init(jax.random.key(0))
@@ -54,13 +53,12 @@ def lstm(inputs: int, hidden: int, *, forget_bias: float = 1.0, dtype=None) -> C
     ((32, 11), (8,), (8,))
     """
     inputs, hidden, dtype = positive_int("inputs", inputs), positive_int("hidden", hidden), float_dtype(dtype)
-    if isinstance(forget_bias, bool) or not isinstance(forget_bias, numbers.Real):
-        raise TypeError(f"forget_bias must be a number, got {forget_bias!r}")
+    finite("forget_bias", forget_bias)
 
     def init(key):
         key_h, key_x = jax.random.split(key)
         columns = [orthogonal(key_h, 4, hidden, dtype), inward(key_x, 4 * hidden, inputs, dtype)]
-        bias = jnp.zeros(4 * hidden, dtype).at[hidden : 2 * hidden].set(float(forget_bias))
+        bias = jnp.zeros(4 * hidden, dtype).at[hidden : 2 * hidden].set(jnp.asarray(forget_bias, dtype))
         zero = jnp.zeros(hidden, dtype)
         return {"W": jnp.concatenate(columns, axis=1), "bias": bias}, LstmHidden(zero, zero)
 

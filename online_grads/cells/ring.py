@@ -22,7 +22,7 @@ def ring(r_min: float, r_max: float, max_phase: float) -> Callable:
     """A function (key, size, dtype) -> {"nu_log": ν [size], "theta_log": θ [size]} that draws on a ring.
 
     Raises:
-        TypeError, ValueError: not 0 ≤ r_min ≤ r_max ≤ 1, or the phase is not in (0, 2π].
+        TypeError, ValueError: not 0 ≤ r_min ≤ r_max ≤ 1 with r_max above 0, or the phase is not in (0, 2π].
 
     >>> re, im = decays(**ring(0.9, 0.99, 0.1)(jax.random.key(0), 50, jnp.float32))
     >>> bool(((0.9 < jnp.hypot(re, im)) & (jnp.hypot(re, im) < 0.99) & (im > 0)).all())

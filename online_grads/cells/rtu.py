@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from online_grads.arguments import float_dtype, positive_int
+from online_grads.arguments import boolean, float_dtype, positive_int
 from online_grads.cells.initial import inward
 from online_grads.cells.ring import decays, normaliser, ring
 from online_grads.cells.types import Cell
@@ -54,8 +54,8 @@ def rtu(
         inputs: m, the size of x.
         hidden: n, the number of pairs.
         nonlinear: φ is tanh, inside the recurrence; otherwise it is the identity.
-        r_min, r_max: the bounds of |λ| at first, 0 ≤ r_min ≤ r_max ≤ 1. Close to 1 for a long memory:
-            a unit forgets in 1/(1 − |λ|) steps.
+        r_min, r_max: the bounds of |λ| at first, 0 ≤ r_min ≤ r_max ≤ 1 with r_max above 0. Close to 1
+            for a long memory: a unit forgets in 1/(1 − |λ|) steps.
         max_phase: the largest phase of λ at first, in (0, 2π].
         dtype: of parameters and hidden state, by default JAX's float.
 
@@ -74,8 +74,7 @@ def rtu(
     Reference: Elelimy et al. (2024), arXiv:2409.01449.
     """
     inputs, hidden, dtype = positive_int("inputs", inputs), positive_int("hidden", hidden), float_dtype(dtype)
-    if not isinstance(nonlinear, bool):
-        raise TypeError(f"nonlinear must be True or False, got {nonlinear!r}")
+    boolean("nonlinear", nonlinear)
     draw = ring(r_min, r_max, max_phase)
 
     def init(key):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import counted, float_dtype, positive_int
+from online_grads.arguments import boolean, counted, float_dtype, positive_int
 from online_grads.losses import squared_error
 from online_grads.tasks.csv_columns import read_columns
 from online_grads.tasks.types import Task
@@ -77,8 +77,7 @@ def series(
     horizon, warmup = positive_int("horizon", horizon), positive_int("warmup", warmup)
     if memory is not None:
         memory = positive_int("memory", memory, least=2)
-    if not isinstance(normalise, bool):
-        raise TypeError(f"normalise must be True or False, got {normalise!r}")
+    boolean("normalise", normalise)
     if isinstance(covariates, str) or not all(isinstance(name, str) for name in covariates):
         raise TypeError(f"covariates must be names of columns, got {covariates!r}")
     dtype = float_dtype(dtype)

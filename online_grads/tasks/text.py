@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import counted, float_dtype, positive_int
+from online_grads.arguments import boolean, counted, float_dtype, positive_int
 from online_grads.losses import softmax_cross_entropy
 from online_grads.tasks.types import Task
 
@@ -65,8 +65,7 @@ def text(
     >>> {name: round(bits, 3) for name, bits in task.references.items()}
     {'entropy of a character': 0.918, 'given the previous one': 0.667}
     """
-    if not isinstance(random_start, bool):
-        raise TypeError(f"random_start must be True or False, got {random_start!r}")
+    boolean("random_start", random_start)
     dtype = float_dtype(dtype)
     source, content = _read("path", path)
     if characters is not None:

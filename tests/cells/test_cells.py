@@ -338,6 +338,7 @@ def test_a_stack_moves_every_layer_in_one_step():
         (lambda: cells.lstm(2.0, 3), TypeError, "inputs must be an integer, got 2.0"),
         (lambda: cells.lstm(True, 3), TypeError, "inputs must be an integer, got True"),
         (lambda: cells.lstm(2, 3, forget_bias="1"), TypeError, "forget_bias must be a number, got '1'"),
+        (lambda: cells.lstm(2, 3, forget_bias=np.inf), ValueError, "forget_bias must be finite, got inf"),
         (lambda: cells.vanilla_rnn(2, 3, leak=0), ValueError, r"leak must be in \(0, 1\], got 0"),
         (lambda: cells.vanilla_rnn(2, 3, leak=float("nan")), ValueError, "leak must be in"),
         (lambda: cells.vanilla_rnn(2, 3, leak="1"), TypeError, "leak must be a number, got '1'"),

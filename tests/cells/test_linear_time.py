@@ -238,11 +238,12 @@ def test_time_constants_are_spread_evenly_in_their_logarithm():
 @pytest.mark.parametrize(
     ("build", "options", "error", "message"),
     [
-        (cells.columnar_lstm, {"density": 1.1}, ValueError, r"density must be at most 1, got 1\.1"),
-        (cells.columnar_lstm, {"density": -0.1}, ValueError, r"density must be at least 0, got -0\.1"),
+        (cells.columnar_lstm, {"density": 1.1}, ValueError, r"density must be in \[0, 1\], got 1\.1"),
+        (cells.columnar_lstm, {"density": -0.1}, ValueError, r"density must be in \[0, 1\], got -0\.1"),
         (cells.columnar_lstm, {"local": 1}, TypeError, "local must be True or False, got 1"),
         (cells.columnar_lstm, {"wiring": -1}, ValueError, "wiring must be at least 0, got -1"),
         (cells.columnar_lstm, {"forget_bias": "1"}, TypeError, "forget_bias must be a number, got '1'"),
+        (cells.columnar_lstm, {"forget_bias": np.nan}, ValueError, "forget_bias must be finite, got nan"),
         (cells.lru, {"outputs": 0}, ValueError, "outputs must be at least 1, got 0"),
         (cells.lru, {"r_max": 1.5}, ValueError, r"r_max must be above 0 and at most 1, got 1\.5"),
         (
