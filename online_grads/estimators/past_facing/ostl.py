@@ -19,6 +19,7 @@ Reference: Bohnstingl et al. (2020), Online spatio-temporal learning in deep neu
 arXiv:2007.12723; for stacks of diagonal recurrences: Zucchet et al. (2023), arXiv:2305.15947.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -49,12 +50,16 @@ def ostl(model: Model, *, within: str | Callable = rtrl, allow_unused: bool = Fa
 
     A layer is a set of hidden leaves that feed back on one another, directly or through others; leaves
     that are integers or keys belong to none. A filter of a layer's output that has a memory is a layer
-    too. A layer must read another one's hidden leaf itself, as `cells.stack` does.
+    too, and so is the output of an LRU or an eLSTM: in a stack of two LRUs they are the layers 1 and 3,
+    with kept[0] and kept[2] for the recurrences. A layer must read another one's hidden leaf itself, as
+    `cells.stack` does: what it reads of a lower layer's step before gets no credit.
 
     Args:
         model: the model.
         within: what estimates a layer's part, (model, allow_unused=True) -> `Estimator`, for instance
-            `functools.partial(snap, order=2)`, or a name of the registry for its defaults.
+            `functools.partial(snap, order=2)`, or a name of the registry for its defaults. By name, what
+            an estimator learns of its own (`kernl`, `dni`) is learned apart in each of `batched`'s
+            streams; `functools.partial(kernl, axis_name="streams")` averages it.
         allow_unused: accept parameters that nothing uses.
 
     Returns:
@@ -62,10 +67,11 @@ def ostl(model: Model, *, within: str | Callable = rtrl, allow_unused: bool = Fa
         followed by the layer's number among the trained ones, from the bottom.
 
     Raises:
-        TypeError: if within is no estimator.
+        TypeError: if within is no constructor, or is not to be called so.
         ValueError: if within is no name of the registry, gives gradients late or refuses a layer; if a
-            layer with parameters has no part in the loss of its own step and one in later losses; if the
-            hidden state has no differentiable entry, or the model does not fit together.
+            parameter of a layer would get no credit there although later losses owe it some; if a layer
+            reads what a lower one's leaf was made from; if the hidden state has no differentiable entry,
+            or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from online_grads import cells, eprop, from_cell, losses, memory, readouts
@@ -131,7 +137,12 @@ def ostl(model: Model, *, within: str | Callable = rtrl, allow_unused: bool = Fa
 def _estimator(layer: Layer, within: str | Callable) -> Estimator:
     if not layer.recurrent:
         return tbptt(layer.model, allow_unused=True)  # without a past nothing is to be carried
-    made = _constructor(within)(layer.model, allow_unused=True)
+    constructor = _constructor(within)
+    try:
+        inspect.signature(constructor).bind(layer.model, allow_unused=True)
+    except TypeError as error:
+        raise TypeError(f"within must serve as within(model, allow_unused=True): {error}") from error
+    made = constructor(layer.model, allow_unused=True)
     if not isinstance(made, Estimator):
         raise TypeError(f"within must make an online_grads.Estimator, got {type(made).__name__}")
     if made.flush is not None:
@@ -145,7 +156,8 @@ def _constructor(within: str | Callable) -> Callable:
     from online_grads.estimators.registry import ESTIMATORS  # it lists this estimator too
 
     if not isinstance(within, str):
-        raise TypeError(f"within must be an estimator or the name of one, got {within!r}")
+        got = "an Estimator" if isinstance(within, Estimator) else repr(within)
+        raise TypeError(f"within must be a constructor such as rtrl, or a name, got {got}")
     if within not in ESTIMATORS:
         raise ValueError(unknown(f"estimator {within!r}", within, ESTIMATORS))
     return ESTIMATORS[within].constructor

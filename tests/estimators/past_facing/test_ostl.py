@@ -18,6 +18,7 @@ from online_grads import (
     losses,
     memory,
     ostl,
+    rtrl,
     snap,
     uoro,
 )
@@ -247,11 +248,70 @@ def test_what_no_credit_reaches_within_a_step_is_refused(transition):
     assert not jnp.any(got["W"])
 
 
+def line(params, hidden, x):
+    """A delay line of the state."""
+    h = jnp.tanh(params["A"] @ hidden["h"] + params["B"] @ x)
+    return {"h": h, "line": jnp.concatenate([h[None], hidden["line"][:-1]])}
+
+
+def half(params, hidden, x):
+    """One entry of the lower leaf is read within the step, the other one only later."""
+    lower = jnp.stack(
+        [jnp.sum(params[name] @ x) + 0.5 * h for name, h in zip("AB", hidden["h"], strict=True)]
+    )
+    return {"h": jnp.tanh(lower), "late": 0.7 * hidden["late"] + hidden["h"][1]}
+
+
+@pytest.mark.parametrize(
+    ("transition", "start", "reads", "refused"),
+    [
+        (line, {"h": jnp.zeros(INPUTS), "line": jnp.zeros((3, INPUTS))}, lambda h: h["line"][-1], "A"),
+        (line, {"h": jnp.zeros(INPUTS), "line": jnp.zeros((3, INPUTS))}, lambda h: h["line"][0], None),
+        (half, {"h": jnp.zeros(2), "late": jnp.zeros(())}, lambda h: h["h"][0] + h["late"], "B"),
+        (half, {"h": jnp.zeros(2), "late": jnp.zeros(())}, lambda h: h["h"], None),
+    ],
+)
+def test_credit_is_of_entries(transition, start, reads, refused):
+    params = {"A": 0.3 * jnp.eye(INPUTS), "B": jnp.eye(INPUTS)}
+    loss = lambda params, hidden, y: (jnp.sum(reads(hidden)), ())
+    model = Model(lambda key: (params, start), transition, loss, EXAMPLE)
+    if refused:
+        with pytest.raises(
+            ValueError, match=rf"lose the credit of params\['{refused}'\]: it moves hidden\['h'\]"
+        ):
+            ostl(model)
+    else:
+        given = problem_of(model, 4)
+        assert relative_error(run(ostl(model), given), given.exact) <= 1e-10
+
+
+@pytest.mark.parametrize("stored", [lambda h: h.astype(jnp.float32)[None], lambda h: 1.0 * h])
+def test_what_a_leaf_is_made_from_is_the_leaf_or_refused(stored):
+    """The upper layer, without a past, and the loss read a lower leaf before it is stored."""
+
+    def transition(params, hidden, x):
+        h = jnp.tanh(params["V"] @ hidden[0].astype(float).reshape(-1) + x)
+        return stored(h), jnp.tanh(params["W"] @ h)
+
+    start = stored(jnp.zeros(INPUTS)), jnp.zeros(INPUTS)
+    loss = lambda params, hidden, y: (jnp.sum(hidden[0].astype(float)) + jnp.sum(hidden[1]), ())
+    params = {"V": jnp.eye(INPUTS) / 2, "W": jnp.eye(INPUTS)}
+    model = Model(lambda key: (params, start), transition, loss, EXAMPLE)
+    if start[0].ndim == 1:
+        with pytest.raises(ValueError, match=r"lose the credit of params\['V'\]: it moves hidden\[0\], and"):
+            ostl(model)
+    else:
+        given = problem_of(model, 4)
+        assert relative_error(run(ostl(model), given), given.exact) <= 1e-5
+
+
 def test_bad_arguments():
     model = stack("lstms").model
     for within, error, match in [
         ("rtlr", ValueError, "unknown estimator 'rtlr'; did you mean 'rtrl'"),
-        (3, TypeError, "within must be an estimator or the name of one, got 3"),
+        (3, TypeError, "within must be a constructor such as rtrl, or a name, got 3"),
+        (rtrl(model), TypeError, "or a name, got an Estimator$"),
+        (lambda model: rtrl(model), TypeError, r"within\(model, allow_unused=True\): got an unexpected"),
         (lambda model, **options: model, TypeError, "online_grads.Estimator, got Model"),
         (fbptt, ValueError, "within must give its gradients at once"),
         ("rflo", ValueError, r"rflo keeps one trace per weight.*params\['cell'\]\[0\]"),
