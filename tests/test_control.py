@@ -10,7 +10,7 @@ from online_grads.td import TdOutputs, TdTarget
 
 T, INPUTS, HIDDEN, ACTIONS, DISCOUNT, WEIGHT = 6, 3, 4, 2, 0.8, 0.5
 NUMBER, X = jnp.zeros(()), jnp.zeros(INPUTS)
-EXAMPLE = (X, TdTarget(NUMBER, X, NUMBER, action=jnp.zeros((), jnp.int32)))
+EXAMPLE = (X, TdTarget(NUMBER, X, action=jnp.zeros((), jnp.int32)))
 CELL, READOUT = cells.gru(INPUTS, HIDDEN), readouts.linear(HIDDEN, 1 + ACTIONS)
 
 
@@ -23,7 +23,7 @@ def test_an_exact_estimator_follows_the_value_and_the_policy():
     params, hidden = model().init(keys[0])
     xs, rewards = jax.random.normal(keys[1], (T + 1, INPUTS)), jax.random.normal(keys[2], (T,))
     actions = jax.random.randint(keys[3], (T,), 0, ACTIONS, jnp.int32)
-    ys = TdTarget(rewards, xs[1:], jnp.full(T, jnp.nan), action=actions)
+    ys = TdTarget(rewards, xs[1:], action=actions)
 
     def predictions(params):
         def step(h, x):
@@ -59,11 +59,13 @@ def test_bad_arguments():
     make = lambda readout=READOUT, **given: control.actor_critic(
         CELL, readout, **{"discount": DISCOUNT, "example": EXAMPLE} | given
     )
+    make(example=(X, TdTarget(NUMBER, X, action=1)))
     with pytest.raises(ValueError, match="weight must be at least 0, got -1"):
         make(weight=-1)
     with pytest.raises(TypeError, match="TdTarget with an integer action"):
-        make(example=(X, TdTarget(NUMBER, X, NUMBER)))
-    with pytest.raises(TypeError, match="TdTarget with an integer action"):
-        make(example=(X, TdTarget(NUMBER, X, NUMBER, action=NUMBER)))
+        make(example=(X, TdTarget(NUMBER, X)))
+    for action in (NUMBER, 1.0, True):
+        with pytest.raises(TypeError, match="TdTarget with an integer action"):
+            make(example=(X, TdTarget(NUMBER, X, action=action)))
     with pytest.raises(ValueError, match=r"at least 3 outputs, got shape \(2,\)"):
         make(readouts.linear(HIDDEN, 2))

@@ -10,7 +10,7 @@ import online_grads as og
 from online_grads import cells, experiment, readouts
 from online_grads.config import parse
 from online_grads.tables import ConfigError
-from online_grads.td import TdTarget, eligibility_traces, td_model, value_model
+from online_grads.td import TdTarget, eligibility_traces, td_learner, td_model, value_model
 
 T, INPUTS, HIDDEN, DISCOUNT = 12, 3, 4, 0.8
 NUMBER, X = jnp.zeros(()), jnp.zeros(INPUTS)
@@ -201,7 +201,7 @@ def backward_view(estimator):
 
     @jax.jit
     def follow(params, xs, ys, trace_decay):
-        online = og.learner(estimator, optax.chain(eligibility_traces(trace_decay), SUM))
+        online = td_learner(estimator, SUM, trace_decay=trace_decay)
         state = online.init(params, START, key=jax.random.key(1))
         state, metrics = og.scan(online, state, xs, ys)
         return jax.tree.map(jnp.negative, state.optimizer[1]), metrics.outputs
@@ -275,7 +275,7 @@ def test_any_optimizer_compiled_over_seeds_and_trace_decays(episodes):
     model = episodic(value_model)
 
     def learned(key, trace_decay):
-        online = og.learner(og.snap(model), optax.chain(eligibility_traces(trace_decay), optax.adam(0.01)))
+        online = td_learner(og.snap(model), optax.adam(0.01), trace_decay=trace_decay)
         state, metrics = og.scan(online, online.init(*model.init(key), key=key), xs, ys)
         return state.params, metrics.outputs.value
 
@@ -305,7 +305,7 @@ def test_traces_refuse_what_they_cannot_use(episodes):
     traces = eligibility_traces(1.0)
     with pytest.raises(ValueError, match="needs what the loss of value_model returned"):
         traces.update(params, traces.init(params))
-    with pytest.raises(TypeError, match="needs the TdOutputs of value_model, got ndarray"):
+    with pytest.raises(TypeError, match=r"TdOutputs of value_model .* \(td_model has no use for traces"):
         traces.update(params, traces.init(params), outputs=np.zeros(1))
     model = episodic(value_model)
     online = og.learner(og.tbptt(model), optax.chain(traces, optax.sgd(0.1)))
@@ -317,8 +317,36 @@ def test_traces_refuse_what_they_cannot_use(episodes):
     # an optimizer that wraps another one and does not hand on what it is told
     online = og.learner(og.tbptt(model), og.fptt(optax.chain(traces, optax.sgd(0.1)), alpha=0.5))
     state = jax.eval_shape(lambda key: online.init(*model.init(key), key=key), jax.random.key(0))
-    with pytest.raises(ValueError, match="needs what the loss of value_model returned"):
+    with pytest.raises(ValueError, match="what wraps the traces must pass `outputs` on"):
         jax.eval_shape(lambda state: og.scan(online, state, xs, ys), state)
+
+
+def test_a_learner_with_traces_refuses_what_has_none_to_give(episodes):
+    _, (xs, ys) = episodes
+
+    def shape(estimator, optimizer, *streams):
+        online = td_learner(estimator, optimizer, trace_decay=LAMBDA)
+        row = lambda leaf: jnp.broadcast_to(leaf[0], (1, *streams, *leaf.shape[1:]))
+
+        def updated(key):
+            params, hidden = episodic(value_model).init(key)
+            return online.update(online.init(params, hidden, key=key), *jax.tree.map(row, (xs, ys)))
+
+        return jax.eval_shape(updated, jax.random.key(0))[1].outputs.error.shape
+
+    model, sgd = episodic(value_model), optax.sgd(0.1)
+    assert shape(og.tbptt(model), sgd) == (1,)
+    # the traces are outside of what does not hand on what it is told
+    with jax.numpy_dtype_promotion("standard"):
+        assert shape(og.tbptt(model), optax.MultiSteps(sgd, 2)) == (1,)
+    with pytest.raises(ValueError, match="the estimator emits its gradients late"):
+        td_learner(og.fbptt(model, horizon=2), sgd, trace_decay=LAMBDA)
+    with pytest.raises(TypeError, match="optimizer must be an optax GradientTransformation, got 3"):
+        td_learner(og.tbptt(model), 3, trace_decay=LAMBDA)
+    with pytest.raises(TypeError, match="td_model has no use for traces"):
+        shape(og.tbptt(episodic(td_model)), sgd)
+    with pytest.raises(ValueError, match=r"got TD errors of shape \(1, 2\); for several streams jax.vmap a"):
+        shape(og.batched(og.tbptt(model), 2), sgd, 2)
 
 
 # ---- from a config

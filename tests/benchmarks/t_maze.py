@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from online_grads import cells, control, hidden_of, learner, readouts, rtrl, tbptt, td, uoro, with_resets
+from online_grads import cells, control, hidden_of, readouts, rtrl, tbptt, td, uoro, with_resets
 from online_grads.types import Array
 
 UNITS, STEPS, SEEDS, DISCOUNT, TRACE_DECAY, RATE = 10, 200_000, 4, 0.95, 0.9, 1e-3
@@ -56,11 +56,11 @@ def trained(make, corridor, key):
     cell, readout = cells.columnar_lstm(4, UNITS, forget_bias=2.0), readouts.linear(UNITS, 1 + 2)
     number, x = jnp.zeros(()), jnp.zeros(4)
     flag, action = jnp.zeros((), bool), jnp.zeros((), jnp.int32)
-    y = td.TdTarget(number, x, number, discount=number, begins=flag, action=action)
+    y = td.TdTarget(number, x, discount=number, begins=flag, action=action)
     bare = control.actor_critic(cell, readout, discount=DISCOUNT, example=(x, y))
     start = cell.init(key)[1]
     model = with_resets(bare, start)
-    online = learner(make(model), optax.chain(td.eligibility_traces(TRACE_DECAY), optax.adam(RATE)))
+    online = td.td_learner(make(model), optax.adam(RATE), trace_decay=TRACE_DECAY)
     key, key_model, key_maze = jax.random.split(key, 3)
     params, hidden = model.init(key_model)
     maze = Maze(jnp.zeros((), jnp.int32), jax.random.bernoulli(key_maze))
@@ -76,8 +76,7 @@ def trained(make, corridor, key):
         y = td.TdTarget(
             reward,
             seen(following, corridor),
-            reward,
-            jnp.where(over, 0.0, DISCOUNT),
+            discount=jnp.where(over, 0.0, DISCOUNT),
             begins=begins,
             action=action,
         )
