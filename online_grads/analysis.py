@@ -121,9 +121,9 @@ def analyse(model: Model, *, allow_unused: bool = False) -> Analysis:
         loss, _ = _pair("model.loss must return a pair (scalar loss, outputs)", result)
         if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
             raise ValueError(f"model.loss must return a floating-point scalar loss, got {_show(loss)}")
-        moving = _used(model.transition, params, hidden, x)
-        reading = _used(model.loss, params, hidden, y)
-        learning = {*moving, *_used(lambda *args: model.loss(*args)[0], params, hidden, y)}
+        moving = used(model.transition, params, hidden, x)
+        reading = used(model.loss, params, hidden, y)
+        learning = {*moving, *used(lambda *args: model.loss(*args)[0], params, hidden, y)}
         found = Analysis(model, params, hidden, x, y, flatten(hidden), moving, reading)
         unused = [name for i, name in enumerate(found.names) if i not in learning]
         if unused and not allow_unused:
@@ -174,8 +174,9 @@ def _shapes(name, function, params, hidden, third, value):
     return shapes_of(f"model.{name} fails on {given}", function, params, hidden, value)
 
 
-def _used(function, params, hidden, value) -> list[int]:
-    leaves, treedef = jax.tree.flatten((params, hidden, value))
+def used(function: Callable, params: PyTree, *others: PyTree) -> list[int]:
+    """The numbers of the leaves of params that `function(params, *others)` depends on."""
+    leaves, treedef = jax.tree.flatten((params, *others))
     flat = lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(treedef, leaves)))
     live = jaxprs.live_inputs(jaxprs.trace(flat, *leaves))
     return [number for number in range(len(jax.tree.leaves(params))) if live[number]]

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from online_grads.analysis import shapes_of
+from online_grads.analysis import shapes_of, used
 from online_grads.arguments import an_optimizer
 from online_grads.types import Model, PyTree
 
@@ -60,7 +60,10 @@ def as_model(
     a product, φ @ x, and every weight is a unit of its own; optimizers that take no norm over weights
     keep them apart. A bias beside it, φ @ x + b, acts on every weight entry by entry, through the error,
     and joins them into one unit: give x a constant 1 instead. Where a gradient can vanish, Adam needs
-    `eps_root`: √v has no derivative at 0.
+    `eps_root`: √v has no derivative at 0. `optax.inject_hyperparams` keeps θ in its state from the start on,
+    so that a later θ has no effect: make the optimizer of θ itself.
+
+    The hypergradient grows with the rate: learn log α by a small meta-rate, such as Adam at 0.01, or clip it.
 
     Args:
         loss: (θ, φ, example) -> (scalar, outputs), what the inner learner descends in φ; in θ it is
@@ -77,7 +80,8 @@ def as_model(
     Raises:
         TypeError: the optimizer is not a function that makes one, init returns no pair or a leaf that is
             not floating, or a loss no pair with a floating scalar.
-        ValueError: the functions do not fit together, or one needs the value of a traced array.
+        ValueError: the functions do not fit together, one needs the value of a traced array, or a leaf of θ
+            is read by the optimizer's init alone.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from online_grads import gradient, rtrl
@@ -119,6 +123,8 @@ def as_model(
         _check_pair(f"{name} must return a pair (scalar, outputs)", returned)
         _check_scalar(f"what {name} returns first", returned[0])
     _check_step(transition, theta, hidden, example)
+    learned = {*used(transition, theta, hidden, example), *used(loss_of_hidden, theta, hidden, example)}
+    _check_learned(theta, used(begun, theta, phi), learned)
     return Model(start, transition, loss_of_hidden, (example, example))
 
 
@@ -191,7 +197,8 @@ def online_readout(
     are the predictions. The input of a step is (x_t, y_{t-1}), see `taught`. With a linear readout
     without a bias `snap` keeps a column and its own readout weights together: on independent columns it
     is the recursion of the reference, which drops what a column does to other columns' readout weights
-    through the common error. `rtrl` is exact. A bias acts on all readout weights entry by entry, through
+    through the common error. `rtrl` is exact, and its influence is dense, O(n p): the error of all columns
+    moves every readout weight. A bias acts on all readout weights entry by entry, through
     that error, and joins the columns into one unit: `snap` then costs what a dense `rtrl` does. A
     constant 1 among the cell's outputs serves as well, and keeps the columns apart.
 
@@ -318,6 +325,16 @@ def _check_floating(name: str, tree: PyTree) -> None:
     for path, leaf in jax.tree.leaves_with_path(tree):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(f"{name}{jax.tree_util.keystr(path)} must be floating, got {leaf.dtype}")
+
+
+def _check_learned(theta: PyTree, begins: list[int], learned: set[int]) -> None:
+    for number, (path, _) in enumerate(jax.tree.leaves_with_path(theta)):
+        if number in begins and number not in learned:
+            raise ValueError(
+                f"θ{jax.tree_util.keystr(path)} is read by the optimizer's init and by no step of training: its "
+                "hypergradient would be zero. optax.inject_hyperparams keeps what it is given in its state: "
+                "make the optimizer of θ without it"
+            )
 
 
 def _check_step(transition: Callable, params: PyTree, hidden: PyTree, x: PyTree) -> None:

@@ -349,6 +349,18 @@ def test_bad_arguments():
         make(optimizer=lambda theta: optax.GradientTransformation(lambda w: 0, lambda g, s, w: (g, g)))
 
 
+def test_a_hyperparameter_that_only_the_optimizer_s_init_reads_is_refused():
+    theta = {"rate": jnp.array(0.1), "start": jnp.zeros(INPUTS)}
+    make = lambda optimizer, loss=linear: meta.as_model(
+        loss, optimizer, init=lambda key: (theta, theta["start"]), example=EXAMPLE
+    )
+    kept = lambda theta: optax.inject_hyperparams(optax.sgd)(learning_rate=theta["rate"])
+    with pytest.raises(ValueError, match=r"θ\['rate'\] is read by the optimizer's init and by no step"):
+        make(kept)
+    make(kept, lambda theta, w, example: linear(theta, theta["rate"] * w, example))
+    make(lambda theta: optax.sgd(theta["rate"]))  # a start that nobody reads is for the resets
+
+
 GRU, READOUT = cells.gru(INPUTS, UNITS), readouts.linear(UNITS, 1)
 
 

@@ -63,9 +63,10 @@ def constructive(
 
     Parameters are the cell's with a first axis [S]. The hidden state is `ConstructiveHidden`: μ is 0 at
     first, σ² 1, so that a new feature is small and comes in softly. The running statistics go on when a
-    stage is frozen. The gradient of frozen and of future weights is exactly zero, but an optimizer with
-    momentum goes on moving what it moved: see `online_grads.optimizers.lazy`. A reset of the hidden state
-    (`with_resets`) begins the growth anew: for streams without episodes.
+    stage is frozen. Whatever differentiates gives frozen and future weights a gradient of exactly zero, but
+    an optimizer with momentum goes on moving what it moved: see `online_grads.optimizers.lazy`. The
+    perturbation family (`es`, `pes`, `es_single`, `nres`) knows of no frozen weight: it moves them all. A
+    reset of the hidden state (`with_resets`) begins the growth anew: for streams without episodes.
 
     Args:
         cell: a stage, a `Cell` for inputs of size m + S u, where u is its size.
