@@ -331,8 +331,8 @@ def _check_learned(theta: PyTree, begins: list[int], learned: set[int]) -> None:
     for number, (path, _) in enumerate(jax.tree.leaves_with_path(theta)):
         if number in begins and number not in learned:
             raise ValueError(
-                f"θ{jax.tree_util.keystr(path)} is read by the optimizer's init and by no step of training: its "
-                "hypergradient would be zero. optax.inject_hyperparams keeps what it is given in its state: "
+                f"θ{jax.tree_util.keystr(path)} is read by the optimizer's init and by no step of training: "
+                "its hypergradient would be zero. optax.inject_hyperparams keeps what it is given in its state: "
                 "make the optimizer of θ without it"
             )
 
