@@ -332,7 +332,7 @@ def _check_learned(theta: PyTree, begins: list[int], learned: set[int]) -> None:
         if number in begins and number not in learned:
             raise ValueError(
                 f"θ{jax.tree_util.keystr(path)} is read by the optimizer's init and by no step of training: "
-                "its hypergradient would be zero. optax.inject_hyperparams keeps what it is given in its state: "
+                "its hypergradient would be zero. optax.inject_hyperparams keeps it in its state: "
                 "make the optimizer of θ without it"
             )
 
