@@ -104,7 +104,7 @@ def _require_sparse(structure: Weights, drive: Drive, size: int) -> None:
         raise ValueError(
             f"{structure.name(drive)} acts other than by a product of a matrix with a vector, and "
             f"each of its {drive.post} entries keeps {size} hidden entries: {products} products a step, "
-            f"over the limit of {DENSE_LIMIT}; use rtrl or uoro"
+            f"over the limit of {DENSE_LIMIT}; use rtrl, uoro, or ostl on a stack"
         )
 
 

@@ -9,27 +9,30 @@ over a block of b steps (Schmidhuber 1992, with Φ = ∂h_b/∂h_0 and drives z_
 Cost per step: O(n² p) at k = 1, one matrix product J M; O(n p + n³) in blocks of b ≈ n steps, the
 same product once per block. Memory n p. Exact for every k, with frozen parameters. Any cell.
 
-Where the patterns of a cell say that no weight ever reaches more than K entries of h, K² ≤ n (columns,
-diagonal recurrences), only those are carried: K² p products, K p numbers. Entries of h that the next
-step does not read (an output) carry nothing: their credit goes back through the step itself. Where
-few parameters make many weights, a dense influence of the parameters is taken if it is the smaller.
+Where the patterns of a cell say that weights never reach more than K entries of h, and Σ K² p is far
+below n² p (columns, diagonal recurrences), only those are carried, K per weight: O(p) if K is a
+constant. A few weights may reach everything, as a gain or an encoder of the inputs does. Entries of h
+that the next step does not read (an output) carry nothing: their credit goes back through the step.
 
 Reference: Williams & Zipser (1989); Schmidhuber (1992), A fixed size storage O(n³) time complexity
 learning algorithm for fully recurrent continually running networks.
 """
 
-import math
+from functools import partial
 
 import jax.numpy as jnp
 
 from online_grads.analysis import analyse
 from online_grads.arguments import float_dtype, positive_int
 from online_grads.estimators.past_facing.base import Influence, past_facing, zeroed
-from online_grads.estimators.past_facing.masked import masked_influence
+from online_grads.estimators.past_facing.masked import DENSE_LIMIT, FEW, masked_influence
 from online_grads.estimators.past_facing.units import confined
 from online_grads.linearize import Weights
 from online_grads.numerics import wide
 from online_grads.types import Estimator, Model
+
+# A product of the compressed form takes as long as so many of a matrix product.
+SLOWER = 8
 
 
 def rtrl(
@@ -42,12 +45,13 @@ def rtrl(
     The influence is one array [n, batch, post, pre] per drive: weights whose products are only added
     up, W h + U x + b, share one, with pre entries for [h; x; 1]. A weight that is used several times in
     a step has one per use. On columns and diagonal recurrences it is compressed by itself, to K numbers
-    per weight: O(p) time and memory, still exact. `info["kept"]` then is K.
+    per weight: O(p) time and memory, still exact. `info["kept"]` then is the largest K.
 
     Args:
         model: the model.
         block: steps composed at a time in a longer segment, n by default. Given, it asks for the dense
-            influence; a compressed one moves step by step.
+            influence; a compressed one moves step by step. On segments of n steps, with K above √n, it is
+            the faster one.
         influence_dtype: what the influence is stored in, by default the weights' dtype. `jnp.bfloat16`
             halves it, and every step rounds, Φ too: decays closer to 1 than 2⁻⁸ (`jnp.float16`: 2⁻¹¹)
             are lost, so that time constants above 100 steps (1000) are not for it.
@@ -81,8 +85,7 @@ def rtrl(
     drives, n = structure.trained_drives, found.flat.size
     if block is None:
         few = Weights(found, dense=False)
-        # K² products per weight, as long as they are no more than n p, those of a composed influence
-        reaches = confined(few, n * _entries(structure) / max(_entries(few), 1))
+        reaches = confined(few, partial(_affordable, few, products=n**2 * sum(_columns(structure))))
         if reaches is not None:
             return _compressed(found, few, reaches, dtype)
 
@@ -116,9 +119,18 @@ def _compressed(found, structure, reaches, dtype):
     return past_facing(found, structure, influence, block=1, direct=direct)
 
 
-def _entries(structure):
-    """p of the weights that gradients are formed for."""
-    return sum(math.prod(weight.shape) for weight in structure.weights[: structure.trained])
+def _affordable(structure, kept, *, products):
+    """Whether K entries per weight take far less than the products of J M."""
+    sizes = [drive.batch * drive.post for drive in structure.trained_drives]
+    each = zip(kept, _columns(structure), sizes, strict=True)
+    few = sum(k**2 * (columns + size) for k, columns, size in each)
+    gathered = sum(k**2 * size for k, size in zip(kept, sizes, strict=True) if k > FEW)
+    return SLOWER * few <= products and gathered <= DENSE_LIMIT
+
+
+def _columns(structure):
+    """Per trained drive how many columns the dense influence has."""
+    return [structure.pre(drive) * drive.batch * drive.post for drive in structure.trained_drives]
 
 
 def _immediate(delta, presynaptic, pre):

@@ -8,6 +8,8 @@ each, stays inside a unit, and so does whatever is written as a sum of elementwi
 with a mask keep whole units; local methods keep what stays inside one, with the plain credit ∂ℓ/∂h.
 """
 
+from collections.abc import Callable
+
 import jax
 import numpy as np
 from scipy import sparse
@@ -38,16 +40,16 @@ def carried(structure: Weights, pattern) -> sparse.csr_matrix:
     return sparse.csr_matrix(sparse.diags(structure.patterns.carried, dtype=bool) @ pattern)
 
 
-def confined(structure: Weights, most: float) -> list | None:
+def confined(structure: Weights, affordable: Callable) -> list | None:
     """Per trained drive all carried entries [n, batch·post] that it ever reaches.
 
-    None if an entry of a drive reaches K of them with K² above `most`.
+    None as soon as what is reached so far is not `affordable`, [K per drive] -> bool.
     """
     patterns = structure.patterns
-    few = lambda matrix: np.diff(matrix.tocsc().indptr).max(initial=0) ** 2 <= most
+    most = lambda reach: int(np.diff(reach.tocsc().indptr).max(initial=0))
     jacobian = carried(structure, patterns.jacobian)
     reaches = [carried(structure, reach) for reach in patterns.drives[: len(structure.trained_drives)]]
-    while all(map(few, reaches)):
+    while affordable([most(reach) for reach in reaches]):
         further = [sparse.csr_matrix(reach + jacobian @ reach) for reach in reaches]
         if all(f.nnz == r.nnz for f, r in zip(further, reaches, strict=True)):
             return reaches

@@ -121,7 +121,7 @@ def test_a_block_asks_for_the_dense_influence_even_of_columns():
 
 
 def test_what_spreads_is_not_compressed():
-    """One unit that moves all others, columns with many links, or units in a ring: K² > n."""
+    """One unit that moves all others, columns with many links, or units in a ring."""
     one_way = cells.stack(cells.low_pass(3, 1), cells.low_pass(1, 8))
     apart = cells.low_pass(3, 8)
     around = apart._replace(step=lambda params, h, x: apart.step(params, h, x) + jnp.roll(h, 1))
@@ -160,6 +160,15 @@ def test_few_parameters_of_many_weights_are_not_blown_up():
     fixed = jax.random.normal(jax.random.key(5), (16, 3))
     assert entries(rtrl, diagonal(lambda scale: scale * fixed, jnp.ones(()))) == 16
     assert entries(rtrl, diagonal(lambda scale: scale * fixed, jnp.ones((16, 1)))) == 48
+
+
+def test_one_weight_that_reaches_everything_leaves_the_others_compressed():
+    """W [32, 3] keeps one entry each; only the gain, one number, keeps all 32."""
+    gained = lambda params, h, drive: h / 2 + params["theta"]["gain"] * drive
+    theta = {"W": jnp.ones((32, 3)), "gain": jnp.ones(())}
+    given = problem_of(diagonal(lambda theta: theta["W"], theta, gained, hidden=32), 4)
+    assert entries(rtrl, given.model) == 32 * 3 + 32
+    assert relative_error(online(rtrl(given.model), 2, *given.args), given.exact) <= 1e-10
 
 
 def test_what_no_weight_reaches_does_not_count():
