@@ -185,7 +185,12 @@ def used(function: Callable, params: PyTree, *others: PyTree) -> list[int]:
 def _same(name, expected, got):
     want, have = jax.tree.structure(expected), jax.tree.structure(got)
     if want != have:
-        raise ValueError(f"{name}: expected the structure {want}, got {have}")
+        leaves = lambda tree: {_name(name, path) for path, _ in jax.tree.leaves_with_path(tree)}
+        missing, more = (leaves(expected) - leaves(got), leaves(got) - leaves(expected))
+        said = [
+            f"{word} {', '.join(sorted(of))}" for word, of in (("without", missing), ("with", more)) if of
+        ]
+        raise ValueError(f"{name}: expected the structure {want}, got {have}: {'; '.join(said)}".rstrip(": "))
     got = jax.eval_shape(lambda tree: tree, got)
     pairs = zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True)
     for (path, one), other in pairs:
