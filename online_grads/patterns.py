@@ -115,8 +115,25 @@ class Patterns:
 
     @cached_property
     def carried(self) -> np.ndarray:
-        """Which entries of h the next step reads, [n] bool; the others are outputs of their step alone."""
-        return np.diff(self.jacobian.tocsc().indptr) > 0
+        """Which entries of h the next step reads, [n] bool; the others are outputs of their step alone.
+
+        The columns of J that are not empty, found without J, which may be large.
+        """
+        read = np.diff(self.held.tocsc().indptr) > 0
+        for reach, nonzero, vector in zip(self.sites, self.weights, self.presynaptic, strict=False):
+            posts = (np.diff(reach.tocsc().indptr) > 0).reshape(nonzero.shape[0], -1)
+            pres = [w[:, p].any(axis=1) for w, p in zip(nonzero, posts, strict=True)]
+            read |= vector.T @ np.concatenate(pres)
+        return read
+
+    def follow(self, entries: np.ndarray) -> np.ndarray:
+        """The entries of h' that some of these entries of h reach, both [n] bool, without making J."""
+        found = self.held @ entries
+        for reach, nonzero, vector in zip(self.sites, self.weights, self.presynaptic, strict=False):
+            pres = (vector @ entries).reshape(nonzero.shape[0], -1)
+            posts = [w[p].any(axis=0) for w, p in zip(nonzero, pres, strict=True)]
+            found |= reach @ np.concatenate(posts)
+        return found
 
     def _reached(self, result: Callable) -> list[sparse.csr_matrix]:
         """Per drive the pattern of `result(h', drives)` with respect to its perturbation."""

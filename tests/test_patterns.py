@@ -23,3 +23,13 @@ def test_columns_of_one_colour_share_no_row():
     assert colour(synapses[0]).max() == 3
     assert colour(sparse.csr_matrix(np.ones((2, 5), bool))).tolist() == [0, 1, 2, 3, 4]
     assert colour(sparse.csr_matrix((2, 3), dtype=bool)).tolist() == [0, 0, 0]
+
+
+def test_what_is_read_and_reached_without_making_the_jacobian():
+    for name in ("lstm", "normalised", "columns"):
+        patterns = case(name).patterns
+        jacobian = patterns.jacobian.toarray()
+        np.testing.assert_array_equal(patterns.carried, jacobian.any(axis=0))
+        for entries in np.eye(len(jacobian), dtype=bool):
+            np.testing.assert_array_equal(patterns.follow(entries), jacobian @ entries)
+    assert not jacobian.all()

@@ -18,6 +18,9 @@ from online_grads.analysis import Analysis
 from online_grads.dependence import dependence
 from online_grads.linearize import Weights
 
+# Steps that are followed before a cell's J is made.
+PROBED = 2
+
 
 def reachable(structure: Weights, steps: int, *, within: sparse.csr_matrix) -> list[list]:
     """Per number of further steps (0 … steps) and trained drive the entries [n, batch·post] reached.
@@ -47,8 +50,14 @@ def confined(structure: Weights, affordable: Callable) -> list | None:
     """
     patterns = structure.patterns
     most = lambda reach: int(np.diff(reach.tocsc().indptr).max(initial=0))
-    jacobian = carried(structure, patterns.jacobian)
     reaches = [carried(structure, reach) for reach in patterns.drives[: len(structure.trained_drives)]]
+    # of a dense cell a few steps from one entry per drive tell enough, and its J need not be made
+    probes = [reach[:, :1].toarray().any(axis=1) for reach in reaches]
+    for _ in range(PROBED):
+        probes = [probe | patterns.follow(probe) & patterns.carried for probe in probes]
+    if not affordable([int(probe.sum()) for probe in probes]):
+        return None
+    jacobian = carried(structure, patterns.jacobian)
     while affordable([most(reach) for reach in reaches]):
         further = [sparse.csr_matrix(reach + jacobian @ reach) for reach in reaches]
         if all(f.nnz == r.nnz for f, r in zip(further, reaches, strict=True)):
