@@ -76,7 +76,7 @@ def test_no_hops_is_a_stop_gradient_at_the_recurrent_input(name):
     assert relative_error(got, given.exact) > 1e-3
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if " " not in name])
 def test_as_many_hops_as_steps_are_rtrl(name):
     given = problem(name, 5)
     assert relative_error(run(eprop(given.model, hops=4), given), given.exact) <= 1e-10

@@ -8,6 +8,7 @@ from online_grads.flat import flatten
 from tests.models import EXAMPLE, MODELS, elstm, of_cell, problem, problem_of, relative_error
 
 STEPS = 10
+PLAIN = [name for name in MODELS if " " not in name]  # other frameworks' cells are as plain to the estimator
 
 
 def run(estimator, given, window=1):
@@ -56,7 +57,7 @@ def test_order_one_is_the_masked_recursion(name, units, window):
     assert relative_error(got, given.exact) > 1e-4
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_an_order_that_drops_nothing_is_rtrl(name):
     given = problem(name, STEPS)
     assert relative_error(run(snap(given.model, order=5), given), given.exact) <= 1e-10

@@ -8,7 +8,7 @@ from tests.benchmarks.variance import variances
 
 
 def test_the_better_approximation_has_less_variance():
-    variance = variances(4_000)
+    variance = variances(2_000)
     falling = [f"optimal_kronecker, r = {r}" for r in (8, 4, 2, 1)]
     for order in (
         [*(f"{name}, late" for name in falling), "kf_rtrl, late", "uoro, late"],
