@@ -187,10 +187,9 @@ def _same(name, expected, got):
     if want != have:
         leaves = lambda tree: {_name(name, path) for path, _ in jax.tree.leaves_with_path(tree)}
         missing, more = (leaves(expected) - leaves(got), leaves(got) - leaves(expected))
-        said = [
-            f"{word} {', '.join(sorted(of))}" for word, of in (("without", missing), ("with", more)) if of
-        ]
-        raise ValueError(f"{name}: expected the structure {want}, got {have}: {'; '.join(said)}".rstrip(": "))
+        differing = (("without", missing), ("with", more))
+        said = "".join(f", {word} {', '.join(sorted(of))}" for word, of in differing if of)
+        raise ValueError(f"{name}: expected the structure {want}, got {have}{said}")
     got = jax.eval_shape(lambda tree: tree, got)
     pairs = zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True)
     for (path, one), other in pairs:

@@ -121,7 +121,7 @@ STARTS = [
     (PARAMS, jnp.zeros(2, int), KEY, ValueError, "hidden: expected float64[2], got int64[2]"),
     (PARAMS, [V], KEY, ValueError, "hidden: expected the structure PyTreeDef(*), got PyTreeDef([*])"),
     ({"W": W}, V, KEY, ValueError, "params: expected the structure PyTreeDef({'W': *, 'out': *}), got"),
-    ({"W": W}, V, KEY, ValueError, "PyTreeDef({'W': *}): without params['out']"),
+    ({"W": W}, V, KEY, ValueError, "PyTreeDef({'W': *}), without params['out']"),
     (PARAMS, V, jax.random.PRNGKey(0), TypeError, "typed key as jax.random.key makes it, got uint32[2]"),
     (PARAMS, V, 0, TypeError, "key must be a typed key as jax.random.key makes it, got int"),
     (PARAMS, V, jax.random.split(KEY), ValueError, "must be a single key, got shape (2,); vmap over several"),
