@@ -26,8 +26,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from online_grads.analysis import shapes_of, used
+from online_grads.analysis import used
 from online_grads.arguments import an_optimizer
+from online_grads.meta_checks import (
+    check_floating,
+    check_learned,
+    check_pair,
+    check_parts,
+    check_scalar,
+    check_step,
+    traced,
+)
 from online_grads.types import Model, PyTree
 
 
@@ -112,19 +121,19 @@ def as_model(
     def loss_of_hidden(theta, hidden, y):
         return losses["meta_loss"](theta, hidden.params, y)
 
-    drawn = _traced("init fails on a key", init, jax.random.key(0))
-    _check_pair("init must return a pair (θ, φ)", drawn)
+    drawn = traced("init fails on a key", init, jax.random.key(0))
+    check_pair("init must return a pair (θ, φ)", drawn)
     for name, tree in zip("θφ", drawn, strict=True):
-        _check_floating(name, tree)
+        check_floating(name, tree)
     begun = lambda theta, phi: begin(optimizer(theta), phi)
-    (theta, phi), hidden = drawn, _traced("optimizer fails on a traced θ and on φ", begun, *drawn)
+    (theta, phi), hidden = drawn, traced("optimizer fails on a traced θ and on φ", begun, *drawn)
     for name, function in losses.items():
-        returned = _traced(f"{name} fails on θ, φ and an example", function, theta, phi, example)
-        _check_pair(f"{name} must return a pair (scalar, outputs)", returned)
-        _check_scalar(f"what {name} returns first", returned[0])
-    _check_step(transition, theta, hidden, example)
+        returned = traced(f"{name} fails on θ, φ and an example", function, theta, phi, example)
+        check_pair(f"{name} must return a pair (scalar, outputs)", returned)
+        check_scalar(f"what {name} returns first", returned[0])
+    check_step(transition, theta, hidden, example)
     learned = {*used(transition, theta, hidden, example), *used(loss_of_hidden, theta, hidden, example)}
-    _check_learned(theta, used(begun, theta, phi), learned)
+    check_learned(theta, used(begun, theta, phi), learned)
     return Model(start, transition, loss_of_hidden, (example, example))
 
 
@@ -230,9 +239,9 @@ def online_readout(
     Reference: Javed, White & Sutton (2021), arXiv:2103.05787.
     """
     an_optimizer("optimizer", optimizer)
-    _check_parts("cell", cell, "init", "step", "output")
-    _check_parts("readout", readout, "init", "apply")
-    _check_pair("example must be a pair (x, y) of one step", example)
+    check_parts("cell", cell, "init", "step", "output")
+    check_parts("readout", readout, "init", "apply")
+    check_pair("example must be a pair (x, y) of one step", example)
 
     def init(key):
         key_cell, key_readout = jax.random.split(key)
@@ -253,11 +262,11 @@ def online_readout(
         return evaluate(hidden.readout, hidden.cell, y)
 
     x, y = example
-    params, hidden = _traced("cell, readout or optimizer cannot begin", init, jax.random.key(0))
-    _traced("cell fails on x", cell.step, params, hidden.cell, x)
-    read = _traced("readout or loss fails on the cell's output", evaluate, hidden.readout, hidden.cell, y)
-    _check_scalar("what loss returns", read[0])
-    _check_step(transition, params, hidden, (x, y))
+    params, hidden = traced("cell, readout or optimizer cannot begin", init, jax.random.key(0))
+    traced("cell fails on x", cell.step, params, hidden.cell, x)
+    read = traced("readout or loss fails on the cell's output", evaluate, hidden.readout, hidden.cell, y)
+    check_scalar("what loss returns", read[0])
+    check_step(transition, params, hidden, (x, y))
     return Model(init, transition, loss_of_hidden, ((x, y), y))
 
 
@@ -292,55 +301,3 @@ def _descend(optimizer: optax.GradientTransformation, objective: Callable, hidde
 def _arrays(state: PyTree) -> PyTree:
     # a hidden state is made of arrays; optax may hold Python numbers
     return jax.tree.map(jnp.asarray, state)
-
-
-def _traced(failure: str, function: Callable, *given):
-    """`shapes_of`, with one line for a function that asks a traced array for its value."""
-
-    def asked(*given):
-        try:
-            return function(*given)
-        except jax.errors.JAXTypeError as error:
-            raise TypeError("it needs the value of a traced array, as float() and if do") from error
-
-    return shapes_of(failure, asked, *given)
-
-
-def _check_parts(name: str, given, *parts: str) -> None:
-    if not all(callable(getattr(given, part, None)) for part in parts):
-        raise TypeError(f"{name} must have the functions {', '.join(parts)}, got {given!r}")
-
-
-def _check_pair(expected: str, given) -> None:
-    if not (isinstance(given, tuple) and len(given) == 2):
-        raise TypeError(f"{expected}, got {given}")
-
-
-def _check_scalar(name: str, given) -> None:
-    if getattr(given, "shape", None) != () or not jnp.issubdtype(given.dtype, jnp.floating):
-        raise TypeError(f"{name} must be a floating scalar, got {given}")
-
-
-def _check_floating(name: str, tree: PyTree) -> None:
-    for path, leaf in jax.tree.leaves_with_path(tree):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise TypeError(f"{name}{jax.tree_util.keystr(path)} must be floating, got {leaf.dtype}")
-
-
-def _check_learned(theta: PyTree, begins: list[int], learned: set[int]) -> None:
-    for number, (path, _) in enumerate(jax.tree.leaves_with_path(theta)):
-        if number in begins and number not in learned:
-            raise ValueError(
-                f"θ{jax.tree_util.keystr(path)} is read by the optimizer's init and by no step of training: "
-                "its hypergradient would be zero. optax.inject_hyperparams keeps it in its state: "
-                "make the optimizer of θ without it"
-            )
-
-
-def _check_step(transition: Callable, params: PyTree, hidden: PyTree, x: PyTree) -> None:
-    moved = _traced("a step of training fails", transition, params, hidden, x)
-    before, after = (
-        jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree) for tree in (hidden, moved)
-    )
-    if jax.tree.flatten(before) != jax.tree.flatten(after):
-        raise ValueError(f"a step of training turns the shapes {before} into {after}")
