@@ -162,13 +162,16 @@ def test_few_parameters_of_many_weights_are_not_blown_up():
     assert entries(rtrl, diagonal(lambda scale: scale * fixed, jnp.ones((16, 1)))) == 48
 
 
-def test_one_weight_that_reaches_everything_leaves_the_others_compressed():
+def test_one_weight_that_reaches_everything_leaves_the_others_compressed(monkeypatch):
     """W [32, 3] keeps one entry each; only the gain, one number, keeps all 32."""
     gained = lambda params, h, drive: h / 2 + params["theta"]["gain"] * drive
     theta = {"W": jnp.ones((32, 3)), "gain": jnp.ones(())}
     given = problem_of(diagonal(lambda theta: theta["W"], theta, gained, hidden=32), 4)
     assert entries(rtrl, given.model) == 32 * 3 + 32
     assert relative_error(online(rtrl(given.model), 2, *given.args), given.exact) <= 1e-10
+    # 32² entries of J are gathered for the gain at every step: with too many of them, dense
+    monkeypatch.setattr("online_grads.estimators.past_facing.rtrl.DENSE_LIMIT", 32**2 - 1)
+    assert entries(rtrl, given.model) == 32 * (32 * 3 + 1)
 
 
 def test_what_no_weight_reaches_does_not_count():
