@@ -62,6 +62,11 @@ def _model(config: Config, task: Task, options: dict) -> Model:
         return task.model
     if chosen is None:
         raise ValueError(f"missing, the task {config.task.name!r} needs a cell")
+    if task.resets and chosen.cell == "constructive_columns":
+        raise ValueError(
+            f"constructive_columns grows with the steps, and every reset of the task {config.task.name!r} "
+            "begins the growth anew: take a task without episodes, or another cell"
+        )
     if len(task.example[0].shape) != 1:
         raise ValueError(f"cells take vectors, the task gives {task.example[0]}")
     (inputs,), layers = task.example[0].shape, []

@@ -108,6 +108,11 @@ def test_tasks_and_models_that_do_not_fit(known):
     with pytest.raises(ConfigError, match=r"^here.toml: model: leave it out, the task 'stub' brings its own"):
         made(settings(task="stub"))
     assert made(settings(task="stub", model=None)).example is models.EXAMPLE
+    with pytest.raises(
+        ConfigError, match=r"^here.toml: model: constructive_columns grows .* 'copy' begins the"
+    ):
+        made(settings(task="copy", cell="constructive_columns"))
+    made(settings(cell="constructive_columns"))
     with pytest.raises(ConfigError, match=r"^here.toml: model: missing, the task 'add' needs a cell"):
         made(settings(model=None))
     with pytest.raises(ConfigError, match=r"^here.toml: task: t1 and t2 must differ, got 5 for both"):
