@@ -215,7 +215,7 @@ def test_an_interruption_leaves_no_folder_but_those_that_were_there(here, capsys
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"online_grads.cli.{work}", interrupted)
+    monkeypatch.setattr(f"online_grads.cli.run.{work}", interrupted)
     (here / "mine").mkdir()
     for out in ([], ["--out", "new"], ["--out", "mine"]):
         assert main([command, "small.toml", *out]) == 130
