@@ -27,7 +27,7 @@ from online_grads.diagnostics import (
 )
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.experiment import begin, trainer
-from online_grads.run import bar, spans
+from online_grads.loop import bar, spans
 from online_grads.tables import ConfigError
 from online_grads.tasks import Task
 from online_grads.types import Array, Model, PyTree

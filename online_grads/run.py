@@ -1,12 +1,6 @@
-"""The host loop around `scan`: chunks, a progress bar, callbacks, and data that are not finite.
+"""A learner over a whole stream, driven from the host."""
 
-One compiled call per chunk of many steps; the state is donated from call to call, so there is one copy
-of it on the device. `run` feeds the loop from arrays, the experiment of the command line from streams that
-are generated inside the compiled call; both share `guarded` (what a call does) and `drive` (the loop).
-"""
-
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,25 +10,11 @@ import numpy as np
 
 from online_grads.arguments import positive_int
 from online_grads.learner import scan, segments
-from online_grads.types import Array, Learner, LearnerState, Metrics, PyTree
+from online_grads.loop import DataError as DataError
+from online_grads.loop import drive, guarded, keeping, spans
+from online_grads.types import Learner, LearnerState, Metrics, PyTree
 
 KEEP = ("loss", "finite", "grad_norm", "info")
-
-
-class DataError(ValueError):
-    """The stream holds a NaN or an infinity.
-
-    Attributes:
-        step: the first such step of the stream, from 0.
-        state: the learner's state before the chunk that holds it, fit to go on from.
-        metrics: the `Metrics` of all chunks before that one, None if it is the first.
-    """
-
-    def __init__(self, message: str, step: int, state: PyTree, metrics: Metrics | None):
-        super().__init__(message)
-        self.step = step
-        self.state = state
-        self.metrics = metrics
 
 
 def run(
@@ -101,97 +81,6 @@ def run(
     )
 
 
-def drive(
-    advance: Callable,
-    state: PyTree,
-    chunks: Iterable[tuple[int, Any]],
-    *,
-    total: int | None = None,
-    progress: bool = False,
-    label: str | None = None,
-    callback: Callable[[int, Metrics], Any] | None = None,
-) -> tuple[PyTree, Any]:
-    """The loop itself: call `advance` on every chunk and bring its metrics to the host.
-
-    Args:
-        advance: (state, data) -> (state, Metrics, bad), as `guarded` returns them.
-        state: may be donated by `advance`.
-        chunks: (number of steps, data) pairs; it may be endless.
-        total: the number of steps to come, if known.
-        progress, label: show a bar, with this name.
-        callback: as in `run`.
-
-    Returns:
-        (state, `Metrics` as NumPy arrays, all chunks joined; None if there was no chunk).
-
-    Raises:
-        DataError: as in `run`.
-    """
-    done, history = 0, list[Metrics]()
-    with bar(total, label) if progress else contextlib.nullcontext(lambda length: None) as advanced:
-        for length, data in chunks:
-            state, metrics, bad = advance(state, data)
-            metrics, bad = jax.device_get((metrics, bad))
-            if min(bad) < length:
-                step = done + int(min(bad))
-                message = f"{'xs' if bad[0] <= bad[1] else 'ys'} is not finite at step {step} of the stream"
-                raise DataError(message, step, state, _joined(history))
-            history.append(metrics)
-            done += length
-            advanced(length)
-            if callback is not None:
-                callback(done, metrics)
-    return state, _joined(history)
-
-
-def guarded(body: Callable, state: PyTree, xs: PyTree, ys: PyTree) -> tuple[PyTree, Metrics, Array]:
-    """Run `body` on a chunk unless the chunk's data are not finite; then leave the state as it was.
-
-    Args:
-        body: (state, xs, ys) -> (state, metrics), pure.
-        state: what `body` carries.
-        xs, ys: the chunk, time first.
-
-    Returns:
-        (state, metrics, bad [2]): the first non-finite step of xs and of ys, their length if there is none.
-    """
-    length = jnp.shape(jax.tree.leaves((xs, ys))[0])[0]
-    bad = jnp.stack([_first_not_finite(xs, length), _first_not_finite(ys, length)])
-    shapes = jax.eval_shape(body, state, xs, ys)[1]
-    skip = lambda state, xs, ys: (state, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-    # One scalar predicate, so this stays a real branch: bad data cost nothing and donated states survive.
-    state, metrics = jax.lax.cond(jnp.all(bad == length), body, skip, state, xs, ys)
-    return state, metrics, bad
-
-
-def keeping(learner: Learner, keep: tuple[str, ...]) -> Learner:
-    """The same learner, reporting only the named fields of `Metrics`."""
-    dropped = {name: None for name in Metrics._fields if name not in keep}
-
-    def update(state, xs, ys):
-        state, metrics = learner.update(state, xs, ys)
-        return state, metrics._replace(**dropped)
-
-    return Learner(learner.init, update)
-
-
-def spans(total: int, window: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """(start, length) of the chunks of a stream: at most `chunk` steps each, whole windows.
-
-    Equal chunks share one compiled program, so a number of chunks is preferred that divides the stream, up
-    to twice as many as are needed; else the last one is shorter.
-
-    >>> list(spans(12, 2, 5)), list(spans(14, 2, 8))
-    ([(0, 4), (4, 4), (8, 4)], [(0, 8), (8, 6)])
-    """
-    updates, most = total // window, max(1, chunk // window)
-    least = -(-updates // most)
-    count = next((n for n in range(least, 2 * least) if updates % n == 0), least)
-    length = window * -(-updates // count)
-    for start in range(0, total, length):
-        yield start, min(length, total - start)
-
-
 # The learner is a static argument, so that calling `run` again with it does not compile again.
 @partial(jax.jit, static_argnums=(0, 3, 4), donate_argnums=1)
 def _advance(learner, state, data, window, keep):
@@ -207,32 +96,3 @@ def _part(leaf, *, start: int, length: int):
     if isinstance(leaf, jax.Array):
         return jax.lax.dynamic_slice_in_dim(leaf, start, length)
     return np.asarray(leaf)[start : start + length]
-
-
-def _first_not_finite(tree: PyTree, length: int) -> Array:
-    finite = jnp.ones(length, bool)
-    for leaf in jax.tree.leaves(tree):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            finite &= jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim)))
-    return jnp.where(jnp.all(finite), length, jnp.argmin(finite)).astype(jnp.int32)
-
-
-def _joined(history: list[Metrics]) -> Any:
-    if not history:
-        return None
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *history)
-
-
-@contextlib.contextmanager
-def bar(total: int | None, label: str | None, unit: str = "step"):
-    """A progress bar, as a function to call with the number of units done.
-
-    Raises:
-        ImportError: tqdm is missing.
-    """
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError("a progress bar needs tqdm: pip install online-grads[run]") from None
-    with tqdm(total=total, desc=label, unit=unit, unit_scale=True) as shown:
-        yield shown.update

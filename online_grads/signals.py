@@ -1,0 +1,78 @@
+"""Ctrl-C and SIGTERM, held back until a piece of work is done."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM came; the chunk at work was finished and saved first.
+
+    Attributes:
+        signal: its number; a process that ends by it has the exit status 128 + signal.
+        saved: the checkpoint.
+        state: the learner's state, as saved.
+        metrics: the `Metrics` so far, as the call that was interrupted would have returned them.
+    """
+
+    def __init__(self, number: int, saved: Path | None, state: Any, metrics: Any):
+        super().__init__(f"{signal.Signals(number).name}; saved in {saved}")
+        self.signal = number
+        self.saved = saved
+        self.state = state
+        self.metrics = metrics
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Callable[[], int | None]]:
+    """Hold SIGINT and SIGTERM back while the body runs.
+
+    The body asks what came and acts on it when it can. A second signal of the same kind acts at once, as
+    it would have, and so does, at the end of the body, one that the body never asked about. A signal that
+    the process ignores stays ignored. Outside the main thread, where Python delivers no signals, nothing
+    is held back.
+
+    Yields:
+        A function: the number of the first signal that came, or None.
+
+    >>> with deferred() as received:
+    ...     signal.raise_signal(signal.SIGTERM)
+    ...     received() == signal.SIGTERM
+    True
+    """
+    came: list[int] = []
+    told = False
+
+    def received() -> int | None:
+        nonlocal told
+        told = bool(came)
+        return came[0] if came else None
+
+    def hold(number, frame):
+        nonlocal told
+        if number in came:
+            told = True
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        else:
+            came.append(number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        # None: a handler that was not set from Python, and could not be restored
+        before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    try:
+        for number in before:
+            signal.signal(number, hold)
+        yield received
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+        if came and not told:
+            signal.raise_signal(came[0])
