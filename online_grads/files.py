@@ -1,7 +1,17 @@
-"""Writing files so that no half of one is ever seen."""
+"""Writing files and folders so that no half of one is ever seen."""
 
+import contextlib
 import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: nothing is known about other writers there
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -22,3 +32,119 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     beside = path.with_name(f".{path.name}.part")
     beside.write_bytes(content)
     os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
+    """A new folder, which is there with every file that the body wrote into it, or not at all.
+
+    The body gets a hidden folder beside it. Then its files are synced to the disk and the folder is
+    renamed. If the body raises, nothing is left; if the process is killed, a hidden folder is, which
+    `clear_leftovers` removes.
+
+    Args:
+        path: the folder, in one that exists.
+        aside: where a folder that is at `path` already is renamed to, once the new one is complete.
+
+    Raises:
+        OSError: if something cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with whole_folder(Path(folder) / "run") as beside:
+    ...         _ = (beside / "numbers.json").write_text("[1, 2]")
+    ...         before = (Path(folder) / "run").exists()
+    ...     before, (Path(folder) / "run" / "numbers.json").read_text()
+    (False, '[1, 2]')
+    """
+    beside = _hidden(path)
+    with _locked(path.parent, alone=False):
+        try:
+            beside.mkdir()
+            yield beside
+            for written in [*beside.iterdir(), beside]:
+                _sync(written)
+            if aside is not None and path.is_dir():
+                os.rename(path, aside)
+            os.rename(beside, path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        _sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, as far as they are missing, and sync them to the disk.
+
+    Raises:
+        OSError: if one cannot be made.
+    """
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, which is complete until it is gone.
+
+    It is renamed to a hidden one first. What of that cannot be removed now is left to `clear_leftovers`.
+
+    Raises:
+        OSError: if it cannot be renamed.
+    """
+    hidden = _hidden(path)
+    os.rename(path, hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the hidden folders that killed processes left in a folder.
+
+    They stay while another process or thread writes there, and where the file system has no locks.
+    """
+    with _locked(folder, alone=True) as alone:
+        if alone:
+            for left in [left for left in folder.iterdir() if _HIDDEN.fullmatch(left.name)]:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+_HIDDEN = re.compile(r"\..+\.part-[0-9a-f]{16}")
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part-{secrets.token_hex(8)}")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, alone: bool) -> Iterator[bool]:
+    """Hold a writer's lock on a folder, or one that no writer has beside it. Yields whether it is held.
+
+    The kernel lets go of the lock of a process that dies.
+    """
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        held = True
+    except OSError:  # somebody writes, or the file system has no locks
+        held = False
+    try:
+        yield held
+    finally:
+        if held:  # closing is not enough if the process was forked meanwhile
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or the names that a folder lists."""
+    if path.is_dir() and os.name == "nt":  # where a folder cannot be opened
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,297 @@
+"""Checkpoints: the state of a run on disk, complete or absent, and back bit by bit.
+
+A checkpoint is a directory with `manifest.json` (names, shapes, dtypes, a checksum of every array, versions,
+notes) and `arrays.npz` (plain NumPy, no pickle). It is written into a hidden directory beside, synced to
+the disk, and renamed into place: a process killed at any moment leaves the checkpoint complete or absent.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from online_grads import checkpoint_format as stored
+from online_grads.arguments import positive_int
+from online_grads.checkpoint_format import Manifest, Unreadable
+from online_grads.files import clear_leftovers, make_folder, remove_folder, whole_folder
+from online_grads.types import PyTree
+
+SHOWN = 4  # differing leaves that an error names
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, read, or used.
+
+    Attributes:
+        path: the checkpoint.
+        previous: the newest older checkpoint of its folder that is intact, None if there is none, or if the
+            checkpoint is intact and only differs from what it was to be.
+    """
+
+    def __init__(self, message: str, path: Path, previous: Path | None = None):
+        super().__init__(message, path, previous)
+        self.path = path
+        self.previous = previous
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+def save(path: str | os.PathLike, state: PyTree, *, notes: Mapping[str, Any] | None = None) -> Path:
+    """Write a state to a directory, which is complete or absent.
+
+    Args:
+        path: the directory; it must not exist, the folders above it are made.
+        state: any pytree of JAX arrays (every dtype of JAX), typed keys, NumPy arrays and Python numbers.
+            Empty nodes, None among them, hold nothing.
+        notes: anything that JSON holds, for `notes`.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: if a leaf is something else (text, a function), or traced; if the notes are not JSON.
+        ValueError: if a leaf was donated, or lies on the devices of several processes.
+        CheckpointError: if the path exists, or cannot be written (a full disk, no permission); nothing is
+            left then.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save(Path(folder) / "best", {"w": jnp.ones(2, jnp.bfloat16)}, notes={"loss": 0.5})
+    ...     restore(path, {"w": jnp.zeros(2, jnp.bfloat16)}), notes(path)
+    ({'w': Array([1, 1], dtype=bfloat16)}, {'loss': 0.5})
+    """
+    path = Path(path).absolute()
+    leaves = stored.named(state, "state")
+    if path.exists():
+        raise CheckpointError(f"{path} exists already", path)
+    _write(path, leaves, notes)
+    return path
+
+
+def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
+    """Read a state that is like a given one: its values are those that were saved, bit by bit.
+
+    Args:
+        path: a checkpoint directory.
+        like: a pytree with the same names, shapes and dtypes: a state just begun, or its shapes
+            (`jax.eval_shape`). Where it has a JAX array or a shape the result has a JAX array, where it
+            has a NumPy array or a Python number, that. Where it was put on devices, so is the result.
+
+    Returns:
+        The state, with the structure of `like`.
+
+    Raises:
+        CheckpointError: if there is no intact checkpoint of this format, or it differs from `like`; the
+            message says what is wrong or which leaves differ, and names the newest older checkpoint of the
+            folder that is intact.
+        TypeError: if `like` has a leaf that no checkpoint holds.
+        ValueError: if a leaf lies on the devices of several processes.
+
+    >>> import tempfile, jax, jax.numpy as jnp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_step(folder, 10, {"key": jax.random.key(3), "n": 7})
+    ...     state = restore(path, {"key": jax.random.key(0), "n": 0})
+    ...     state["n"], bool(state["key"] == jax.random.key(3))
+    (7, True)
+    """
+    path = Path(path).absolute()
+    wanted = stored.named(like, "like")
+    forms = {name: stored.form(f"like{name}", leaf) for name, leaf in wanted.items()}
+    manifest = _manifest(path)
+    differences = _differences(forms, manifest)
+    if differences:
+        more = [f"and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
+        raise CheckpointError(f"{path} differs from like: {'; '.join(differences[:SHOWN] + more)}", path)
+    arrays = _reading(path, lambda: stored.read_arrays(path, manifest))
+    leaves = [
+        stored.rebuilt(name, manifest.leaves[name], arrays[name], leaf) for name, leaf in wanted.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def notes(path: str | os.PathLike) -> dict:
+    """The notes that were saved with a checkpoint, as JSON gives them back.
+
+    Raises:
+        CheckpointError: as `restore`, for what the manifest tells.
+    """
+    return _manifest(Path(path).absolute()).notes
+
+
+def save_step(
+    folder: str | os.PathLike,
+    step: int,
+    state: PyTree,
+    *,
+    last: int = 3,
+    notes: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the checkpoint of a step, then remove those of a folder but for the newest.
+
+    What a killed process left half-written is removed too, unless another process writes there now. A
+    checkpoint of this step that is there already is replaced, and never missing meanwhile.
+
+    Args:
+        folder: where the checkpoints of a run are, made if missing; the disk needs room for `last` + 1.
+        step: how far the run is, at least 0; it names the checkpoint.
+        state, notes: as for `save`.
+        last: how many are kept, those with the highest steps and always this one.
+
+    Returns:
+        The path, folder/step_000000001024.
+
+    Raises:
+        TypeError, ValueError: as `save`; if `step` or `last` is not a number in its range.
+        CheckpointError: if it cannot be written, with `previous`; the older ones are all there then.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = [save_step(folder, step, {"n": step}, last=2) for step in (10, 20, 30)]
+    ...     latest(folder).name, [path.exists() for path in paths]
+    ('step_000000000030', [False, True, True])
+    """
+    positive_int("last", last)
+    folder = Path(folder).absolute()
+    path = folder / f"step_{positive_int('step', step, least=0):012}"
+    leaves = stored.named(state, "state")
+    aside = path.with_name(path.name + _ASIDE)
+    try:
+        make_folder(folder)
+        clear_leftovers(folder)
+        if path.is_dir() and aside.is_dir():
+            remove_folder(aside)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    _write(path, leaves, notes, aside)
+    try:
+        for old in [aside] if aside.is_dir() else []:
+            remove_folder(old)
+        for old in _checkpoints(folder)[:-last]:
+            if old != path:
+                remove_folder(old)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is saved, but no older one can be removed: {_why(error)}", path
+        ) from error
+    return path
+
+
+def latest(folder: str | os.PathLike) -> Path | None:
+    """The newest complete checkpoint of a folder, by its step; None if there is none, or no such folder.
+
+    Its arrays are not read: `restore` does, and names an older one if they are damaged.
+
+    Raises:
+        CheckpointError: if the folder cannot be read.
+    """
+    folder = Path(folder).absolute()
+    try:
+        return next(reversed(_checkpoints(folder)), None)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder}: {_why(error)}", folder) from error
+
+
+_ASIDE = "_replaced"  # the checkpoint that another one of its step is about to replace
+_NAME = re.compile(rf"step_(\d{{12,}})({_ASIDE})?")
+
+
+def _order(path: Path) -> tuple[int, bool]:
+    """Where a checkpoint stands among those of its folder; before all of them if its name is no step."""
+    match = _NAME.fullmatch(path.name)
+    return (int(match[1]), match[2] is None) if match else (-1, False)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, oldest first; none if it is no folder."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _order(path)[0] >= 0 and (path / stored.MANIFEST).is_file()]
+    return sorted(found, key=_order)
+
+
+def _write(path: Path, leaves, notes, aside: Path | None = None) -> None:
+    try:
+        make_folder(path.parent)
+        with whole_folder(path, aside=aside) as beside:
+            stored.write(beside, leaves, notes or {})
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _manifest(path: Path) -> Manifest:
+    def read() -> Manifest:
+        if not path.exists():
+            raise Unreadable("does not exist")
+        if not path.is_dir():
+            raise Unreadable("is a file: a checkpoint is a directory")
+        if not (path / stored.MANIFEST).exists():
+            inside = next(reversed(_checkpoints(path)), None)
+            if inside:
+                raise Unreadable(f"is a folder of checkpoints: its latest is {inside}")
+            raise Unreadable(
+                f"is no checkpoint: it has no {stored.MANIFEST}" if any(path.iterdir()) else "is empty"
+            )
+        return stored.read_manifest(path)
+
+    return _reading(path, read)
+
+
+T = TypeVar("T")
+
+
+def _reading(path: Path, read: Callable[[], T]) -> T:
+    """What `read` gives; what is wrong with the checkpoint becomes an error that offers the one before."""
+    try:
+        return read()
+    except (Unreadable, OSError) as error:
+        what = str(error) if isinstance(error, Unreadable) else f"cannot be read: {_why(error)}"
+        previous = _previous(path)
+        raise CheckpointError(f"{path} {what}{_offer(previous)}", path, previous) from error
+
+
+def _previous(path: Path) -> Path | None:
+    """The newest checkpoint before one in its folder of which every checksum is right."""
+    try:
+        older = [other for other in _checkpoints(path.parent) if _order(other) < _order(path)]
+    except OSError:
+        return None
+    return next(filter(_intact, reversed(older)), None)
+
+
+def _intact(path: Path) -> bool:
+    try:
+        stored.read_arrays(path, stored.read_manifest(path))
+    except (Unreadable, OSError):
+        return False
+    return True
+
+
+def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+    previous = _previous(path)
+    return CheckpointError(f"cannot write {path}: {_why(error)}{_offer(previous)}", path, previous)
+
+
+def _offer(previous: Path | None) -> str:
+    return f"; the newest intact one before it is {previous}" if previous else ""
+
+
+def _why(error: OSError) -> str:
+    return f"{error.strerror} ({error.filename})" if error.filename else error.strerror or str(error)
+
+
+def _differences(forms: Mapping[str, stored.Form], manifest: Manifest) -> list[str]:
+    """What a checkpoint has in another way than what is wanted, leaf by leaf."""
+    found = {name: stored.Form(tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in manifest.leaves.items()}
+    return [
+        *(f"{name} is missing from the checkpoint" for name in forms if name not in found),
+        *(f"{name} is in the checkpoint only" for name in found if name not in forms),
+        *(
+            f"{name}: expected {form}, the checkpoint has {found[name]}"
+            for name, form in forms.items()
+            if found.get(name, form) != form
+        ),
+    ]
