@@ -266,6 +266,7 @@ def test_events_of_tensorboard(tmp_path, monkeypatch):
     ):
         tensorboard(folder)
     tensorboard(folder, resume_at=20)(40, told([np.nan]))
+    assert len(list(folder.iterdir())) == 2
     _, begun, *said = read(max(folder.iterdir()))
     assert (begun.step, begun.session_log.status) == (21, events.SessionLog.START)
     assert [(e.step, len(e.summary.value)) for e in said] == [(40, 3)]
