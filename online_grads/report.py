@@ -120,15 +120,13 @@ def levels(report: Report) -> list[Curve]:
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write summary.json, metrics.npz and the figure curves, each complete or not at all.
+    """Write metrics.npz, the figure curves and, last, summary.json, each complete or not at all.
 
     Figures are written as PNG and PDF; with a curriculum there is a second one, level. metrics.npz holds
     for every estimator `<label>/loss`, `<label>/finite` and `<label>/grad_norm`, each [learning rates,
     seeds, updates], and `<label>/step`, the stream steps that each update ends on; with a curriculum
     `<label>/level` [learning rates, seeds, 1 + chunks] and `<label>/level_step` too.
     """
-    text = json.dumps(summary(report), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(folder / "summary.json", text.encode())
     arrays = {}
     for result in report.results:
         for name in ("loss", "finite", "grad_norm"):
@@ -151,6 +149,8 @@ def write(report: Report, folder: Path) -> None:
     save(figure, folder / "curves")
     if report.task.level is not None:
         save(level_curves(levels(report), title=title), folder / "level")
+    text = json.dumps(summary(report), indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(folder / "summary.json", text.encode())
 
 
 def _estimator(result: Result) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from online_grads.cli import bench, listing, run
+from online_grads.checkpoint import CheckpointError
+from online_grads.cli import bench, interrupts, listing, run
 from online_grads.cli.places import UsageError
+from online_grads.resume import ResumeError
 from online_grads.tables import ConfigError
 
 
@@ -23,29 +25,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, by default those of the process.
 
     Returns:
-        The exit status: 0, 1 if the data were not finite, 2 for a mistake in arguments or config, 130 if
-        interrupted.
+        The exit status: 0, 1 if the data were not finite, 2 for a mistake in arguments or config and for
+        files that cannot be written or read, 130 if interrupted and 143 if terminated.
     """
     try:
-        arguments = _parser().parse_args(argv)
-        status = arguments.command(arguments)
-        sys.stdout.flush()
+        with interrupts.terminable():
+            arguments = _parser().parse_args(argv)
+            status = arguments.command(arguments)
+            sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (UsageError, ConfigError) as error:
+    except (UsageError, ConfigError, ResumeError, CheckpointError) as error:
         print(f"online-grads: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("online-grads: interrupted, nothing written", file=sys.stderr)
-        return 130
+        return interrupts.status(interrupt)
 
 
 def entry() -> NoReturn:
     """Run the command line and leave the process."""
     status = main()
-    if status == 130:
+    if status in (130, 143):
         # compiled programs may still run in their threads; to tear the interpreter down under them crashes
         sys.stdout.flush()
         sys.stderr.flush()

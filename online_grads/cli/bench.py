@@ -11,7 +11,8 @@ from pathlib import Path
 from online_grads import bench, bench_report
 from online_grads.arguments import unknown
 from online_grads.cells import CELLS
-from online_grads.cli.places import UsageError, require, reserved
+from online_grads.cli import interrupts
+from online_grads.cli.places import UsageError, count, require, reserved
 from online_grads.estimators.registry import ESTIMATORS
 
 
@@ -31,14 +32,14 @@ def add(commands) -> None:
     parser.add_argument("--cell", type=cells, **many, help="default: vanilla_rnn gru")
     parser.add_argument("--estimators", type=estimators, **many, help="default: all of the registry")
     parser.add_argument(
-        "--sizes", type=_count, nargs="+", default=[32, 64, 128, 256, 512], metavar="N",
+        "--sizes", type=count, nargs="+", default=[32, 64, 128, 256, 512], metavar="N",
         help="hidden units; default: 32 64 128 256 512",
     )  # fmt: skip
     parser.add_argument(
         "--window", type=_window, default=1, metavar="K", help="steps per segment and update; default: 1"
     )
     parser.add_argument(
-        "--repeats", type=_count, default=5, metavar="R", help="timed runs, of which the median; default: 5"
+        "--repeats", type=count, default=5, metavar="R", help="timed runs, of which the median; default: 5"
     )
     parser.add_argument(
         "--limit", type=_gibibytes, metavar="GIB",
@@ -65,14 +66,8 @@ def _one_of(what: str, known: Iterable[str]) -> Callable[[str], str]:
     return name
 
 
-def _count(text: str) -> int:
-    if not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
-    return int(text)
-
-
 def _window(text: str) -> int:
-    window = _count(text)
+    window = count(text)
     if window > bench.MOST_STEPS:
         raise argparse.ArgumentTypeError(f"expected at most {bench.MOST_STEPS} steps, got {text}")
     return window
@@ -129,7 +124,7 @@ def _measured(rows: Iterable[bench.Cost], total: int) -> tuple[list[bench.Cost],
     try:
         for row in rows:
             done.append(row)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"online-grads: interrupted after {len(done)} of {total} rows", file=sys.stderr)
-        return done, 130
+        return done, interrupts.status(interrupt)
     return done, 0

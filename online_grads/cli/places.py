@@ -1,5 +1,6 @@
 """Where commands write: folders that are new or empty, and what is said if one cannot be had."""
 
+import argparse
 import importlib.util
 import itertools
 from collections.abc import Iterator
@@ -15,6 +16,13 @@ def require(*names: str) -> None:
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing: pip install online-grads[run]")
+
+
+def count(text: str) -> int:
+    """The type of an argument that counts something."""
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, got {text!r}")
+    return int(text)
 
 
 @contextmanager

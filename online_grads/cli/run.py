@@ -1,20 +1,28 @@
 """`online-grads run` and `online-grads compare`: the work of a config, written into a folder."""
 
 import argparse
+import json
+import shlex
 import sys
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from online_grads import compare_report, config, report
+from online_grads import compare_report, config, report, resume
 from online_grads.cells import CELLS
-from online_grads.cli.places import require, reserved
+from online_grads.checkpoint import CheckpointError
+from online_grads.cli import interrupts
+from online_grads.cli.places import UsageError, count, require, reserved
 from online_grads.compare import compare
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.experiment import train
 from online_grads.optimizers import OPTIMIZERS
+from online_grads.signals import deferred
 from online_grads.signatures import options
 from online_grads.tasks import TASKS
+
+CHECKPOINTS = "checkpoints"  # the folder for them in that of a run
 
 
 def add(commands) -> None:
@@ -48,32 +56,99 @@ def add(commands) -> None:
         parser_.add_argument(
             "--out", type=Path, metavar="DIR", help=f"a new or empty folder; default: runs/CONFIG{suffix}"
         )
+    run.add_argument(
+        "--checkpoint-every", type=count, metavar="N",
+        help="save each estimator's training in DIR/checkpoints at the first end of a chunk that reaches "
+        "another N steps of the stream, at its end, and on Ctrl-C or SIGTERM",
+    )  # fmt: skip
+    run.add_argument(
+        "--resume", type=Path, metavar="DIR",
+        help="go on with a run that was interrupted, from the checkpoints in its folder, and write there",
+    )  # fmt: skip
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    found = _with_folder(arguments, train, report, "")
+    if arguments.resume is not None and arguments.out is not None:
+        raise UsageError(f"--resume {arguments.resume} writes there; leave --out {arguments.out} out")
+    chosen = _read(arguments)
+    saving = arguments.resume is not None or arguments.checkpoint_every is not None
+    with _folder(arguments, "") if arguments.resume is None else _resumed(arguments.resume) as folder:
+        kept: dict[str, Any] = {"every": arguments.checkpoint_every, "resume": arguments.resume is not None}
+        if saving:
+            kept["checkpoints"] = folder / CHECKPOINTS
+        try:
+            found = train(chosen, progress=sys.stderr.isatty(), **kept)
+            status = _write(report, found, folder)
+        except KeyboardInterrupt as interrupt:
+            if not (saving and resume.begun(folder / CHECKPOINTS)):
+                raise
+            print(f"online-grads: interrupted; go on with: {_again(arguments, folder)}", file=sys.stderr)
+            return interrupts.status(interrupt)
+        except CheckpointError as error:
+            raise UsageError(f"{error}; then go on with: {_again(arguments, folder)}") from None
+        except OSError as error:
+            again = f"; then go on with: {_again(arguments, folder)}" if saving else ""
+            raise UsageError(f"{folder}: {error.strerror}{again}") from None
     if found.failure is not None:
         print(f"online-grads: stopped early: {found.failure}", file=sys.stderr)
-        return 1
-    return 0
+        status = status or 1
+    _say(report, found, folder)
+    return status
+
+
+def _resumed(folder: Path) -> AbstractContextManager[Path]:
+    """The folder of a run that was interrupted.
+
+    Raises:
+        UsageError: it was not interrupted.
+    """
+    written = folder / "summary.json"
+    if written.exists() and json.loads(written.read_text(encoding="utf-8"))["failure"] is None:
+        raise UsageError(f"--resume {folder}: this run is finished; its results are in {written}")
+    changed = resume.changed(folder / CHECKPOINTS)
+    if changed is not None:
+        print(f"online-grads: note: {changed}", file=sys.stderr)
+    return nullcontext(folder)
+
+
+def _again(arguments: argparse.Namespace, folder: Path) -> str:
+    """The command that goes on."""
+    changes = [part for item in arguments.set for part in ("--set", item)]
+    fast = ["--fast"] * arguments.fast
+    return shlex.join(["online-grads", "run", arguments.config, *fast, *changes, "--resume", str(folder)])
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    _with_folder(arguments, compare, compare_report, "-compare")
-    return 0
+    chosen = _read(arguments)
+    with _folder(arguments, "-compare") as folder:
+        found = compare(chosen, progress=sys.stderr.isatty())
+        status = _write(compare_report, found, folder)
+    _say(compare_report, found, folder)
+    return status
 
 
-def _with_folder(arguments: argparse.Namespace, work: Callable, said: ModuleType, suffix: str):
-    """Read the config, do the work and write it into a folder, which is reserved before the work begins."""
-    overrides = [*["run.fast=true"] * arguments.fast, *arguments.set]
-    chosen = config.load(arguments.config, overrides)
+def _read(arguments: argparse.Namespace) -> config.Config:
+    chosen = config.load(arguments.config, [*["run.fast=true"] * arguments.fast, *arguments.set])
     require("matplotlib", "tqdm")
-    with reserved(arguments.out, Path("runs") / f"{Path(arguments.config).stem}{suffix}") as folder:
-        found = work(chosen, progress=sys.stderr.isatty())
+    return chosen
+
+
+def _folder(arguments: argparse.Namespace, suffix: str) -> AbstractContextManager[Path]:
+    """The folder to write into, reserved before the work begins."""
+    return reserved(arguments.out, Path("runs") / f"{Path(arguments.config).stem}{suffix}")
+
+
+def _write(said: ModuleType, found: Any, folder: Path) -> int:
+    """Write the results, all of them though a signal comes meanwhile; the exit status."""
+    with deferred() as received:
         said.write(found, folder)
+        number = received()
+    return 0 if number is None else 128 + number
+
+
+def _say(said: ModuleType, found: Any, folder: Path) -> None:
     print(said.table(found))
     print(f"\nwritten to {folder}")
-    return found
 
 
 def _names() -> str:
