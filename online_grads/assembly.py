@@ -1,7 +1,9 @@
 """From a config to its task, models, estimators and seeds."""
 
 import contextlib
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +98,29 @@ def estimator_of(config: Config, chosen: EstimatorConfig, model: Model) -> Estim
             options[name] = optimizers.make(own, *own.learning_rate)
     with blaming(config, place(chosen), (TypeError, ValueError)):
         return ESTIMATORS[chosen.name].constructor(model, **options)
+
+
+def at(chosen: EstimatorConfig, point: Mapping[str, Any]) -> EstimatorConfig:
+    """The estimator with other numbers, which may be tracers: optimizer.<key> and estimator.<option>.
+
+    >>> sgd = optimizers.OptimizerConfig("sgd", (0.1,), {})
+    >>> chosen = EstimatorConfig("kernl", "kernl", 1, 10, 1, sgd, {"sigma": 0.1})
+    >>> other = at(chosen, {"optimizer.learning_rate": 0.2, "estimator.sigma": 0.3, "optimizer.momentum": 0})
+    >>> other.optimizer.learning_rate, other.optimizer.options, other.options
+    ((0.2,), {'momentum': 0}, {'sigma': 0.3})
+    """
+    optimizer, options = chosen.optimizer, dict(chosen.options)
+    for name, value in point.items():
+        section, key = name.split(".")
+        if section == "estimator":
+            options[key] = value
+        elif key == "learning_rate":
+            optimizer = replace(optimizer, learning_rate=(value,))
+        elif key == "slowdown":
+            optimizer = replace(optimizer, slowdown=value)
+        else:
+            optimizer = replace(optimizer, options={**optimizer.options, key: value})
+    return replace(chosen, optimizer=optimizer, options=options)
 
 
 def start(task: Task, model: Model, seed: Array) -> Start:

@@ -203,8 +203,8 @@ def trainer(
         starts = _starts(config, task, model)  # a variant may have other parameters
     estimator = estimator_of(config, chosen, model)
     rates = chosen.optimizer.learning_rate
-    points = {"optimizer.learning_rate": rates, **(others or {})}
-    points = {name: jnp.array(values, config.run.precision) for name, values in points.items()}
+    numbers = {"optimizer.learning_rate": rates, **(others or {})}
+    points = {name: jnp.array(values, config.run.precision) for name, values in numbers.items()}
     variable = any(name.startswith("estimator.") for name in points)
 
     def learner_at(point):
