@@ -1,17 +1,23 @@
 """A learner over a whole stream, driven from the host."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.arguments import positive_int
+from online_grads import checkpoint
+from online_grads.arguments import above, positive_int
 from online_grads.learner import scan, segments
 from online_grads.loop import DataError as DataError
 from online_grads.loop import drive, guarded, keeping, spans
+from online_grads.streams import Gathering, is_stream
 from online_grads.types import Learner, LearnerState, Metrics, PyTree
 
 KEEP = ("loss", "finite", "grad_norm", "info")
@@ -20,37 +26,70 @@ KEEP = ("loss", "finite", "grad_norm", "info")
 def run(
     learner: Learner,
     state: LearnerState,
-    xs: PyTree,
-    ys: PyTree,
+    xs: PyTree | Iterable | Callable[[int], Iterable],
+    ys: PyTree = None,
     *,
+    steps: int | None = None,
     window: int = 1,
     chunk: int = 1024,
+    timeout: float | None = None,
     keep: tuple[str, ...] = KEEP,
+    history: bool | None = None,
     progress: bool = False,
     callback: Callable[[int, Metrics], Any] | None = None,
-) -> tuple[LearnerState, Metrics]:
+    checkpoints: str | os.PathLike | None = None,
+    every: int | None = None,
+    last: int = 3,
+    resume: bool = False,
+) -> tuple[LearnerState, Any]:
     """Drive a learner over a stream from the host, chunk by chunk.
+
+    A stream of single observations (a generator, a socket, a sensor) may never end. A thread gathers the
+    next chunks while the device works, two at most beside the one at work. A chunk is complete before the
+    device sees it: where observations come slowly, take a small `chunk`, or `stepper`.
 
     Args:
         learner: the `Learner`.
         state: its state; it is copied once and stays usable.
-        xs, ys: the stream, [T, ...] with T a multiple of `window`. NumPy arrays (memory-mapped ones too)
-            go to the device chunk by chunk.
+        xs, ys: arrays of the whole stream, [T, ...] with T a multiple of `window`; NumPy arrays
+            (memory-mapped ones too) go to the device chunk by chunk. Or, `ys` left out, an iterator or
+            iterable of pairs (x, y) of one step each, without a time axis, as arrays on the host, pytrees
+            of them, or Python numbers; all look like the first. Or a function from the number of the first
+            step to such an iterable.
+        steps: how many steps of the stream are learned from, a multiple of `window`; by default all.
         window: k, steps per segment.
         chunk: steps per compiled call, at most; a multiple of `window` at or below it is used, at least one.
+        timeout: seconds to wait for an observation of a stream; by default for ever.
         keep: the fields of `Metrics` that leave the device, the others are None. The outputs grow with
             the stream and are left out unless named here.
+        history: return the metrics of all chunks, else only those of the last, so that memory stays constant.
+            By default all for arrays, the last for a stream.
         progress: show a bar with steps per second.
         callback: called between chunks with the number of steps done and the chunk's metrics.
+        checkpoints: a folder for checkpoints, made if it is missing. The state is saved there at the end,
+            when something is wrong with the stream, and when SIGINT or SIGTERM comes, which then waits for
+            the end of the chunk.
+        every: also save at the first end of a chunk that reaches another so many steps.
+        last: so many checkpoints are kept, the newest.
+        resume: go on from the newest checkpoint, if there is one: `state` only says what it looks like,
+            arrays go on behind the steps that are done, a function is asked to begin there, and an iterator
+            or iterable goes on with what it yields next. `steps` counts from the stream's very beginning,
+            and metrics are those since the resume.
 
     Returns:
-        (state, `Metrics` as NumPy arrays with a leading axis of T/window segments).
+        (state, `Metrics` as NumPy arrays with a leading axis of segments; None if nothing was left to do).
 
     Raises:
         ValueError: before anything is compiled, if the stream is empty, the window does not divide it,
-            `chunk` is below 1, or `keep` names what is no field.
+            `chunk` is below 1, `keep` names what is no field, or the folder holds checkpoints and `resume` is
+            not asked for.
         DataError: if a step's x or y is not finite; it says which, and carries the state and the metrics
             up to the chunk before.
+        StreamError: if a stream ends before `steps` or within a window, yields something else than before,
+            raises, or is silent for `timeout`; all whole windows before are learned from first, and it
+            carries the state and the metrics. Every `DataError` is one too.
+        Interrupted: if SIGINT or SIGTERM came and there are checkpoints; without them both act at once.
+        CheckpointError: if a checkpoint cannot be written or read.
         ImportError: if `progress` is asked for without tqdm.
 
     >>> import jax, jax.numpy as jnp, optax
@@ -58,27 +97,93 @@ def run(
     >>> cell, readout = cells.gru(2, 4), readouts.linear(4, 1)
     >>> model = from_cell(cell, readout, losses.squared_error, example=(jnp.zeros(2), jnp.zeros(1)))
     >>> online = learner(tbptt(model), optax.sgd(0.1))
-    >>> state = online.init(*model.init(jax.random.key(0)), key=jax.random.key(1))
-    >>> state, metrics = run(online, state, jnp.ones((60, 2)), jnp.ones((60, 1)), window=4, chunk=20)
+    >>> begun = online.init(*model.init(jax.random.key(0)), key=jax.random.key(1))
+    >>> state, metrics = run(online, begun, jnp.ones((60, 2)), jnp.ones((60, 1)), window=4, chunk=20)
     >>> int(state.step), metrics.loss.shape
     (15, (15,))
+    >>> sensor = ((np.ones(2), np.ones(1)) for _ in itertools.count())
+    >>> state, metrics = run(online, begun, sensor, steps=60, window=4, chunk=20)
+    >>> int(state.step), metrics.loss.shape
+    (15, (5,))
     """
     positive_int("chunk", chunk)
+    positive_int("window", window)
     unknown = sorted(set(keep) - set(Metrics._fields))
     if unknown:
         raise ValueError(f"keep names {', '.join(unknown)}; the fields are {', '.join(Metrics._fields)}")
-    jax.eval_shape(lambda xs, ys: segments(xs, ys, window), xs, ys)
+    total = _steps(xs, ys, steps, window, timeout)
+    done = 0
+    if checkpoints is not None:
+        state, done = _resumed(checkpoints, state, resume)
+    elif resume or every is not None:
+        raise ValueError("every and resume need a folder for checkpoints")
+    else:
+        state = _copied(state)
+    if total is not None and done >= total:
+        return state, None
+    if is_stream(xs):
+        lengths = _lengths(total, done, window, chunk)
+        gathering = Gathering(xs, lengths, window=window, start=done, asked=steps, timeout=timeout)
+        chunks: Any = gathering.chunks()
+    else:
+        chunks = _chunks(xs, ys, done, _lengths(total, done, window, chunk))
+    with contextlib.closing(chunks):
+        return drive(
+            lambda state, data: _advance(learner, state, data, window, tuple(keep)),
+            state,
+            chunks,
+            start=done,
+            total=total,
+            progress=progress,
+            callback=callback,
+            save=None if checkpoints is None else partial(_save, checkpoints, last),
+            every=every,
+            joined=not is_stream(xs) if history is None else history,
+        )
+
+
+def _steps(xs: PyTree, ys: PyTree, steps: int | None, window: int, timeout: float | None) -> int | None:
+    """The number of steps to learn from, None for a stream without end."""
+    if steps is not None and positive_int("steps", steps) % window:
+        raise ValueError(f"a window of {window} steps does not divide steps={steps}")
+    if is_stream(xs):
+        if ys is not None:
+            raise ValueError("a stream gives pairs (x, y), so ys must be left out")
+        if timeout is not None:
+            above("timeout", timeout, 0)
+        return steps
+    if timeout is not None:
+        raise ValueError("arrays do not keep anyone waiting: timeout is for a stream of single observations")
+    jax.eval_shape(lambda xs, ys: segments(xs, ys, window if steps is None else 1), xs, ys)
     total = jnp.shape(jax.tree.leaves((xs, ys))[0])[0]
     if not total:
         raise ValueError("the stream has no steps")
-    return drive(
-        lambda state, data: _advance(learner, state, data, window, tuple(keep)),
-        jax.tree.map(partial(jnp.array, copy=True), state),
-        _chunks(xs, ys, spans(total, window, chunk)),
-        total=total,
-        progress=progress,
-        callback=callback,
-    )
+    if steps is not None and steps > total:
+        raise ValueError(f"steps={steps}, but the stream has {total}")
+    return total if steps is None else steps
+
+
+def _resumed(folder: str | os.PathLike, state: LearnerState, resume: bool) -> tuple[LearnerState, int]:
+    newest = checkpoint.latest(folder)
+    if newest is None:
+        return _copied(state), 0
+    if not resume:
+        raise ValueError(
+            f"{folder} holds checkpoints, the newest is {newest.name}: go on with resume=True, or "
+            "name another folder"
+        )
+    notes = checkpoint.notes(newest)
+    if "steps" not in notes:
+        raise ValueError(f"{newest} was not saved by run: its notes do not say how many steps were done")
+    return checkpoint.restore(newest, state), notes["steps"]
+
+
+def _save(folder: str | os.PathLike, last: int, done: int, state: LearnerState, metrics: Any) -> Path:
+    return checkpoint.save_step(folder, done, state, last=last, notes={"steps": done})
+
+
+def _copied(state: LearnerState) -> LearnerState:
+    return jax.tree.map(partial(jnp.array, copy=True), state)
 
 
 # The learner is a static argument, so that calling `run` again with it does not compile again.
@@ -87,9 +192,19 @@ def _advance(learner, state, data, window, keep):
     return guarded(lambda *args: scan(keeping(learner, keep), *args, window=window), state, *data)
 
 
-def _chunks(xs: PyTree, ys: PyTree, parts: Iterable[tuple[int, int]]):
-    for start, length in parts:
+def _lengths(total: int | None, done: int, window: int, chunk: int) -> Iterator[int]:
+    if total is None:
+        return itertools.repeat(window * max(1, chunk // window))
+    if (total - done) % window:
+        rest = f"the {total - done} steps after the checkpoint"
+        raise ValueError(f"a window of {window} steps does not divide {rest}")
+    return (length for _, length in spans(total - done, window, chunk))
+
+
+def _chunks(xs: PyTree, ys: PyTree, start: int, lengths: Iterable[int]):
+    for length in lengths:
         yield length, jax.tree.map(partial(_part, start=start, length=length), (xs, ys))
+        start += length
 
 
 def _part(leaf, *, start: int, length: int):
