@@ -112,7 +112,8 @@ def train(
 
     With checkpoints Ctrl-C and SIGTERM finish the chunk and save, and a later call goes on, in another
     process too: its report is then that of a training without an interruption to the last bit, times
-    excepted. An estimator that is trained to the end keeps its last checkpoint; see `learned`.
+    excepted. An estimator that is trained to the end keeps its last checkpoint; see
+    `online_grads.learned`.
 
     Args:
         config: what to train.

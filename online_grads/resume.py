@@ -7,7 +7,7 @@ A folder of checkpoints holds
     1_uoro/step_…     all that was recorded so far; the two newest checkpoints of each estimator
 
 and one of an estimator that is trained to the end stays there: resuming does not train it again, and
-`online_grads.experiment.learned` reads its parameters.
+`online_grads.learned.learned` reads its parameters.
 """
 
 import json
@@ -25,7 +25,7 @@ import numpy as np
 from online_grads import checkpoint
 from online_grads.arguments import positive_int
 from online_grads.checkpoint import CheckpointError
-from online_grads.config import Config, EstimatorConfig
+from online_grads.config import Config, EstimatorConfig, parse
 from online_grads.files import write_whole
 from online_grads.types import Metrics, PyTree
 
@@ -147,13 +147,16 @@ def opened(
     return Saving(folder, every or read["every"])
 
 
-def tables(folder: Path) -> dict[str, Any]:
-    """The tables of the config that the checkpoints in a folder are of.
+def config_of(folder: Path) -> Config:
+    """The config that the checkpoints in a folder are of.
 
     Raises:
         ResumeError: there are no checkpoints in it.
+        ConfigError: something that it names is no longer known.
     """
-    return _read(folder)["config"]
+    tables = _read(folder)["config"]
+    tables.get("run", {}).pop("fast", None)  # [fast] is laid over them already
+    return parse(tables, source=f"{folder / RUN}")
 
 
 def begun(folder: Path) -> bool:

@@ -25,6 +25,10 @@ from online_grads.tasks import TASKS
 CHECKPOINTS = "checkpoints"  # the folder for them in that of a run
 
 
+class UnwrittenError(UsageError):
+    """Results that cannot be written."""
+
+
 def add(commands) -> None:
     """Add the two commands to a parser's."""
     run = commands.add_parser(
@@ -84,11 +88,9 @@ def _run(arguments: argparse.Namespace) -> int:
                 raise
             print(f"online-grads: interrupted; go on with: {_again(arguments, folder)}", file=sys.stderr)
             return interrupts.status(interrupt)
-        except CheckpointError as error:
-            raise UsageError(f"{error}; then go on with: {_again(arguments, folder)}") from None
-        except OSError as error:
-            again = f"; then go on with: {_again(arguments, folder)}" if saving else ""
-            raise UsageError(f"{folder}: {error.strerror}{again}") from None
+        except (CheckpointError, UnwrittenError) as error:
+            again = f"; once that is mended, go on with: {_again(arguments, folder)}" if saving else ""
+            raise UsageError(f"{error}{again}") from None
     if found.failure is not None:
         print(f"online-grads: stopped early: {found.failure}", file=sys.stderr)
         status = status or 1
@@ -103,12 +105,19 @@ def _resumed(folder: Path) -> AbstractContextManager[Path]:
         UsageError: it was not interrupted.
     """
     written = folder / "summary.json"
-    if written.exists() and json.loads(written.read_text(encoding="utf-8"))["failure"] is None:
+    if written.exists() and _summary(written).get("failure") is None:
         raise UsageError(f"--resume {folder}: this run is finished; its results are in {written}")
     changed = resume.changed(folder / CHECKPOINTS)
     if changed is not None:
         print(f"online-grads: note: {changed}", file=sys.stderr)
     return nullcontext(folder)
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        raise UsageError(f"{path}: not what a run has written") from None
 
 
 def _again(arguments: argparse.Namespace, folder: Path) -> str:
@@ -141,7 +150,10 @@ def _folder(arguments: argparse.Namespace, suffix: str) -> AbstractContextManage
 def _write(said: ModuleType, found: Any, folder: Path) -> int:
     """Write the results, all of them though a signal comes meanwhile; the exit status."""
     with deferred() as received:
-        said.write(found, folder)
+        try:
+            said.write(found, folder)
+        except OSError as error:
+            raise UnwrittenError(f"{folder}: the results cannot be written: {error.strerror}") from None
         number = received()
     return 0 if number is None else 128 + number
 
