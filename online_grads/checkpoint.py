@@ -6,16 +6,16 @@ the disk, and renamed into place: a process killed at any moment leaves the chec
 """
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 
-from online_grads import checkpoint_format as stored
 from online_grads.arguments import positive_int
-from online_grads.checkpoint_format import Manifest, Unreadable
+from online_grads.checkpoint_format import MANIFEST, Manifest, Unreadable, read_arrays, read_manifest, write
+from online_grads.checkpoint_leaves import Form, form, named, rebuilt
+from online_grads.checkpoint_steps import ASIDE, found, name_of, previous_of
 from online_grads.files import clear_leftovers, make_folder, remove_folder, whole_folder
 from online_grads.types import PyTree
 
@@ -27,8 +27,8 @@ class CheckpointError(ValueError):
 
     Attributes:
         path: the checkpoint.
-        previous: the newest older checkpoint of its folder that is intact, None if there is none, or if the
-            checkpoint is intact and only differs from what it was to be.
+        previous: the newest older checkpoint of its folder that is intact (of the same step if that could not
+            be replaced); None if there is none, and where all that is wrong is that it differs from `like`.
     """
 
     def __init__(self, message: str, path: Path, previous: Path | None = None):
@@ -65,7 +65,7 @@ def save(path: str | os.PathLike, state: PyTree, *, notes: Mapping[str, Any] | N
     ({'w': Array([1, 1], dtype=bfloat16)}, {'loss': 0.5})
     """
     path = Path(path).absolute()
-    leaves = stored.named(state, "state")
+    leaves = named(state, "state")
     if path.exists():
         raise CheckpointError(f"{path} exists already", path)
     _write(path, leaves, notes)
@@ -99,17 +99,15 @@ def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
     (7, True)
     """
     path = Path(path).absolute()
-    wanted = stored.named(like, "like")
-    forms = {name: stored.form(f"like{name}", leaf) for name, leaf in wanted.items()}
+    wanted = named(like, "like")
+    forms = {name: form(f"like{name}", leaf) for name, leaf in wanted.items()}
     manifest = _manifest(path)
     differences = _differences(forms, manifest)
     if differences:
         more = [f"and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
         raise CheckpointError(f"{path} differs from like: {'; '.join(differences[:SHOWN] + more)}", path)
-    arrays = _reading(path, lambda: stored.read_arrays(path, manifest))
-    leaves = [
-        stored.rebuilt(name, manifest.leaves[name], arrays[name], leaf) for name, leaf in wanted.items()
-    ]
+    arrays = _reading(path, lambda: read_arrays(path, manifest))
+    leaves = [rebuilt(name, manifest.leaves[name], arrays[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -156,9 +154,9 @@ def save_step(
     """
     positive_int("last", last)
     folder = Path(folder).absolute()
-    path = folder / f"step_{positive_int('step', step, least=0):012}"
-    leaves = stored.named(state, "state")
-    aside = path.with_name(path.name + _ASIDE)
+    path = folder / name_of(positive_int("step", step, least=0))
+    leaves = named(state, "state")
+    aside = path.with_name(path.name + ASIDE)
     try:
         make_folder(folder)
         clear_leftovers(folder)
@@ -168,11 +166,9 @@ def save_step(
         raise _cannot_write(path, error) from error
     _write(path, leaves, notes, aside)
     try:
-        for old in [aside] if aside.is_dir() else []:
+        outdated = [old for old in found(folder)[:-last] if old != path]
+        for old in [aside] * aside.is_dir() + outdated:
             remove_folder(old)
-        for old in _checkpoints(folder)[:-last]:
-            if old != path:
-                remove_folder(old)
     except OSError as error:
         raise CheckpointError(
             f"{path} is saved, but no older one can be removed: {_why(error)}", path
@@ -190,34 +186,16 @@ def latest(folder: str | os.PathLike) -> Path | None:
     """
     folder = Path(folder).absolute()
     try:
-        return next(reversed(_checkpoints(folder)), None)
+        return next(reversed(found(folder)), None)
     except OSError as error:
         raise CheckpointError(f"cannot read {folder}: {_why(error)}", folder) from error
-
-
-_ASIDE = "_replaced"  # the checkpoint that another one of its step is about to replace
-_NAME = re.compile(rf"step_(\d{{12,}})({_ASIDE})?")
-
-
-def _order(path: Path) -> tuple[int, bool]:
-    """Where a checkpoint stands among those of its folder; before all of them if its name is no step."""
-    match = _NAME.fullmatch(path.name)
-    return (int(match[1]), match[2] is None) if match else (-1, False)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first; none if it is no folder."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if _order(path)[0] >= 0 and (path / stored.MANIFEST).is_file()]
-    return sorted(found, key=_order)
 
 
 def _write(path: Path, leaves, notes, aside: Path | None = None) -> None:
     try:
         make_folder(path.parent)
         with whole_folder(path, aside=aside) as beside:
-            stored.write(beside, leaves, notes or {})
+            write(beside, leaves, notes or {})
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -228,14 +206,12 @@ def _manifest(path: Path) -> Manifest:
             raise Unreadable("does not exist")
         if not path.is_dir():
             raise Unreadable("is a file: a checkpoint is a directory")
-        if not (path / stored.MANIFEST).exists():
-            inside = next(reversed(_checkpoints(path)), None)
+        if not (path / MANIFEST).exists():
+            inside = next(reversed(found(path)), None)
             if inside:
                 raise Unreadable(f"is a folder of checkpoints: its latest is {inside}")
-            raise Unreadable(
-                f"is no checkpoint: it has no {stored.MANIFEST}" if any(path.iterdir()) else "is empty"
-            )
-        return stored.read_manifest(path)
+            raise Unreadable(f"is no checkpoint: it has no {MANIFEST}" if any(path.iterdir()) else "is empty")
+        return read_manifest(path)
 
     return _reading(path, read)
 
@@ -249,49 +225,32 @@ def _reading(path: Path, read: Callable[[], T]) -> T:
         return read()
     except (Unreadable, OSError) as error:
         what = str(error) if isinstance(error, Unreadable) else f"cannot be read: {_why(error)}"
-        previous = _previous(path)
+        previous = previous_of(path)
         raise CheckpointError(f"{path} {what}{_offer(previous)}", path, previous) from error
 
 
-def _previous(path: Path) -> Path | None:
-    """The newest checkpoint before one in its folder of which every checksum is right."""
-    try:
-        older = [other for other in _checkpoints(path.parent) if _order(other) < _order(path)]
-    except OSError:
-        return None
-    return next(filter(_intact, reversed(older)), None)
-
-
-def _intact(path: Path) -> bool:
-    try:
-        stored.read_arrays(path, stored.read_manifest(path))
-    except (Unreadable, OSError):
-        return False
-    return True
-
-
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:
-    previous = _previous(path)
+    previous = previous_of(path, itself=True)
     return CheckpointError(f"cannot write {path}: {_why(error)}{_offer(previous)}", path, previous)
 
 
 def _offer(previous: Path | None) -> str:
-    return f"; the newest intact one before it is {previous}" if previous else ""
+    return f"; the newest intact one is {previous}" if previous else ""
 
 
 def _why(error: OSError) -> str:
     return f"{error.strerror} ({error.filename})" if error.filename else error.strerror or str(error)
 
 
-def _differences(forms: Mapping[str, stored.Form], manifest: Manifest) -> list[str]:
+def _differences(forms: Mapping[str, Form], manifest: Manifest) -> list[str]:
     """What a checkpoint has in another way than what is wanted, leaf by leaf."""
-    found = {name: stored.Form(tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in manifest.leaves.items()}
+    has = {name: Form(tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in manifest.leaves.items()}
     return [
-        *(f"{name} is missing from the checkpoint" for name in forms if name not in found),
-        *(f"{name} is in the checkpoint only" for name in found if name not in forms),
+        *(f"{name} is missing from the checkpoint" for name in forms if name not in has),
+        *(f"{name} is in the checkpoint only" for name in has if name not in forms),
         *(
-            f"{name}: expected {form}, the checkpoint has {found[name]}"
-            for name, form in forms.items()
-            if found.get(name, form) != form
+            f"{name}: expected {wanted}, the checkpoint has {has[name]}"
+            for name, wanted in forms.items()
+            if has.get(name, wanted) != wanted
         ),
     ]
