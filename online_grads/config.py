@@ -137,7 +137,8 @@ def parse(tables: dict[str, Any], overrides: Iterable[str] = (), *, source: str 
     try:
         return _config(_laid(tables, given), source)
     except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        error.args = (f"{source}: {error}",)
+        raise
 
 
 def _laid(tables: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def train(
             saving.begin(config)
         results: list[Result] = []
         for each in trainers:
-            result, failure = _train(task, each, progress, saving)
+            result, failure = trained(task, each, progress, saving)
             results.append(result)
             if failure is not None:
                 break
@@ -263,7 +263,10 @@ def _recording(learner: Learner, task: Task) -> Learner:
     return keeping(Learner(learner.init, update), RECORDED)
 
 
-def _train(task: Task, trainer: Trainer, progress: bool, saving: Saving | None) -> tuple[Result, str | None]:
+def trained(
+    task: Task, trainer: Trainer, progress: bool = False, saving: Saving | None = None
+) -> tuple[Result, str | None]:
+    """What training one estimator gave, and why it ended early, if it did."""
     chosen, timed, failure = trainer.config, trainer.advance, None
     done, begun = _begun(task, trainer, saving)
     kept: dict[str, Any] = {}

@@ -28,7 +28,7 @@ class Score(NamedTuple):
 def scores(result: Result) -> list[Score]:
     """The scores of an estimator at its learning rates, in the order of the config."""
     rates = result.config.optimizer.learning_rate
-    found = [_score(*row) for row in zip(rates, *_tenths(result), diverged(result), strict=True)]
+    found = [_score(*row) for row in zip(rates, *tenths(result), diverged(result), strict=True)]
     if result.levels is None:
         return found
     levels = result.levels.reached[..., -1].astype(np.float64)  # [rates, seeds]
@@ -43,7 +43,7 @@ def diverged(result: Result) -> np.ndarray:
 
     With a curriculum the loss may rise with the level: there only the first counts.
     """
-    first, last = _tenths(result)
+    first, last = tenths(result)
     if not result.loss.size:
         return np.zeros(first.shape, bool)
     rose = ~(last <= first) if result.levels is None else ~np.isfinite(last)
@@ -56,12 +56,13 @@ def best(result: Result) -> int:
     With a curriculum the highest level comes before the loss, which is that of tasks of different length.
     """
     found = scores(result)
+    return min(range(len(found)), key=lambda i: rank(found[i]))
 
-    def rank(i):
-        level, loss = found[i].level, found[i].loss_last
-        return found[i].diverged, 0.0 if level is None else -level, math.inf if loss is None else loss
 
-    return min(range(len(found)), key=rank)
+def rank(score: Score) -> tuple[float, ...]:
+    """What is compared for the best score, which has the lowest."""
+    level, loss = score.level, score.loss_last
+    return score.diverged, 0.0 if level is None else -level, math.inf if loss is None else loss
 
 
 def never_advanced(result: Result) -> bool:
@@ -72,7 +73,7 @@ def never_advanced(result: Result) -> bool:
     return bool((reached == reached[..., :1]).all())
 
 
-def _tenths(result: Result) -> tuple[np.ndarray, np.ndarray]:
+def tenths(result: Result) -> tuple[np.ndarray, np.ndarray]:
     """Mean loss over the first and the last tenth, [rates, seeds]."""
     if not result.loss.size:
         return np.full(result.loss.shape[:2], np.nan), np.full(result.loss.shape[:2], np.nan)

@@ -17,6 +17,15 @@ class ConfigError(ValueError):
     """A mistake in a config: one line that says where, and what was possible."""
 
 
+class UnknownKey(ConfigError):
+    """A key that a table does not take, and those that it takes."""
+
+    def __init__(self, message: str, key: str, possible: Iterable[str]):
+        super().__init__(message)
+        self.key = key
+        self.possible = tuple(possible)
+
+
 class Section:
     """One table of a config, read key by key; every method raises `ConfigError`.
 
@@ -30,7 +39,7 @@ class Section:
     >>> section.end()
     Traceback (most recent call last):
     ...
-    online_grads.tables.ConfigError: run.sede: unknown key; did you mean 'seed'? possible: seed, seeds
+    online_grads.tables.UnknownKey: run.sede: unknown key; did you mean 'seed'? possible: seed, seeds
     """
 
     def __init__(self, where: str, table: Any):
@@ -86,7 +95,7 @@ class Section:
         possible = {n: p for n, p in options(constructor).items() if n not in self.known}
         for key, value in given.items():
             if key not in possible:
-                raise self.error(key, unknown("key", key, [*self.known, *possible]))
+                raise self._unknown(key, [*self.known, *possible])
             self._check(key, value, possible[key].annotation)
         for key, parameter in possible.items():
             if parameter.default is REQUIRED and key not in given:
@@ -96,7 +105,10 @@ class Section:
     def end(self) -> None:
         """No key may be left."""
         for key in self.rest:
-            raise self.error(key, unknown("key", key, self.known))
+            raise self._unknown(key, self.known)
+
+    def _unknown(self, key: str, possible: Iterable[str]) -> UnknownKey:
+        return UnknownKey(f"{self.where}.{key}: {unknown('key', key, possible)}", key, possible)
 
     def _check(self, key: str, value: Any, kind: Any) -> None:
         if not fits(value, kind):
@@ -119,7 +131,7 @@ def override(tables: dict[str, Any], item: str) -> None:
     section, *keys = path.strip().split(".")
     if not equals or not [key for key in keys if not key.isdigit()] or not all(keys):
         raise ConfigError(f"--set {item}: expected section.key=value")
-    _put(tables, section, keys, _value(item, text.strip()), f"--set {item}")
+    _put(tables, section, keys, value_of(text, f"--set {item}"), f"--set {item}")
 
 
 def lay(tables: dict[str, Any], over: dict[str, Any], where: str) -> None:
@@ -162,13 +174,19 @@ def _put(tables: dict[str, Any], section: str, keys: list[str], value: Any, blam
         table[keys[-1]] = value
 
 
-def _value(item: str, text: str) -> Any:
+def value_of(text: str, blame: str) -> Any:
+    """A value as after --set: of TOML, or a bare word, which is a string.
+
+    >>> value_of("1e-3", ""), value_of("[4, 8]", ""), value_of("adam", "")
+    (0.001, [4, 8], 'adam')
+    """
+    text = text.strip()
     if re.fullmatch(r"[A-Za-z_./~][\w./~-]*", text) and text not in ("true", "false", "inf", "nan"):
         return text
     try:
         (value,) = tomllib.loads(f"value = {text}").values()
     except ValueError:
-        raise ConfigError(f"--set {item}: {text!r} is not a TOML value") from None
+        raise ConfigError(f"{blame}: {text!r} is not a TOML value") from None
     return value
 
 
