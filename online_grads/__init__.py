@@ -27,9 +27,11 @@ from online_grads.estimators.registry import ESTIMATORS
 from online_grads.estimators.transforms import averaged, batched, hidden_of
 from online_grads.fptt import FpttState, fptt, fptt_restart
 from online_grads.learner import gradient, learner, memory, scan
+from online_grads.loop import DataError, StreamError
 from online_grads.model import from_cell, with_resets
-from online_grads.run import DataError, run
+from online_grads.run import run
 from online_grads.sharding import sharded
+from online_grads.signals import Interrupted
 from online_grads.sweep import sweep
 from online_grads.types import Estimate, Estimator, Learner, LearnerState, Metrics, Model
 
@@ -40,11 +42,13 @@ __all__ = [
     "Estimator",
     "FpttState",
     "Influence",
+    "Interrupted",
     "Learner",
     "LearnerState",
     "Metrics",
     "Model",
     "PastFacingState",
+    "StreamError",
     "TbpttState",
     "adaptive_tbptt",
     "artbp",

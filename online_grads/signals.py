@@ -15,13 +15,14 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         signal: its number; a process that ends by it has the exit status 128 + signal.
-        saved: the checkpoint.
+        saved: the checkpoint; None if no chunk was finished since the start.
         state: the learner's state, as saved.
         metrics: the `Metrics` so far, as the call that was interrupted would have returned them.
     """
 
     def __init__(self, number: int, saved: Path | None, state: Any, metrics: Any):
-        super().__init__(f"{signal.Signals(number).name}; saved in {saved}")
+        where = "there was nothing new to save" if saved is None else f"saved in {saved}"
+        super().__init__(f"{signal.Signals(number).name}; {where}")
         self.signal = number
         self.saved = saved
         self.state = state

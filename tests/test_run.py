@@ -1,6 +1,10 @@
-"""The host loop: chunks change nothing, the caller's state survives, bad data end a run cleanly."""
+"""The host loop: chunks change nothing, the caller's state survives, bad data end a run cleanly, a saved run goes
+on as if nothing had been."""
 
+import os
+import signal
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from online_grads import DataError, Estimate, Estimator, learner, run, scan
+from online_grads import DataError, Estimate, Estimator, Interrupted, checkpoint, learner, run, scan
 
 TRACES = []
 
@@ -125,3 +129,130 @@ def test_progress_bar(setting, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ImportError, match=r"needs tqdm: pip install online-grads\[run\]"):
         run(online, state, xs, ys, progress=True)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_the_first_steps_of_arrays(setting):
+    online, state, xs, ys = setting
+    assert_equal(
+        run(online, state, xs, ys, steps=40, window=4), run(online, state, xs[:40], ys[:40], window=4)
+    )
+    with pytest.raises(ValueError, match="steps=64, but the stream has 60"):
+        run(online, state, xs, ys, steps=64, window=4)
+    with pytest.raises(ValueError, match="timeout is for a stream of single observations"):
+        run(online, state, xs, ys, timeout=1.0)
+
+
+def pairs(xs, ys):
+    return lambda start: zip(xs[start:], ys[start:], strict=True)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_saved_run_goes_on_as_if_nothing_had_been(setting, tmp_path, streamed):
+    online, state, xs, ys = setting
+    data = (pairs(xs, ys),) if streamed else (xs, ys)
+    settings = dict(window=4, chunk=12, checkpoints=tmp_path, resume=True, history=True)
+    whole, expected = run(online, state, xs, ys, window=4, chunk=12)
+    half, _ = run(online, state, *data, steps=36, **settings)
+    assert checkpoint.notes(checkpoint.latest(tmp_path)) == {"steps": 36}
+    seen = []
+    ended, metrics = run(
+        online, state, *data, steps=60, callback=lambda done, _: seen.append(done), **settings
+    )
+    assert seen == [48, 60]
+    assert_equal(ended, whole)
+    assert_equal(metrics, jax.tree.map(lambda leaf: leaf[9:], expected))
+    assert not np.array_equal(half.params, whole.params)
+    ended, metrics = run(online, state, *data, steps=60, **settings)  # nothing is left to do
+    assert_equal(ended, whole)
+    assert metrics is None
+    with pytest.raises(
+        ValueError, match="holds checkpoints, the newest is step_000000000060: go on with resume"
+    ):
+        run(online, state, *data, checkpoints=tmp_path)
+
+
+def test_when_checkpoints_are_saved_and_how_many_are_kept(setting, tmp_path):
+    online, state, xs, ys = setting
+    seen = []
+    look = lambda done, metrics: seen.append(names(tmp_path) if tmp_path.exists() else [])
+    run(online, state, xs, ys, window=4, chunk=12, callback=look, checkpoints=tmp_path / "a")
+    assert names(tmp_path / "a") == ["step_000000000060"]
+    run(online, state, xs, ys, window=4, chunk=12, checkpoints=tmp_path / "b", every=20, last=2)
+    assert names(tmp_path / "b") == ["step_000000000048", "step_000000000060"]  # and 24 before
+    xs = np.copy(xs)
+    xs[47] = np.nan
+    with pytest.raises(DataError) as caught:
+        run(online, state, xs, ys, window=4, chunk=12, checkpoints=tmp_path / "c")
+    assert names(tmp_path / "c") == ["step_000000000036"]
+    assert_equal(checkpoint.restore(checkpoint.latest(tmp_path / "c"), state), caught.value.state)
+
+
+def test_a_checkpoint_of_something_else_is_refused(setting, tmp_path):
+    online, state, xs, ys = setting
+    checkpoint.save_step(tmp_path, 4, state)
+    with pytest.raises(ValueError, match="was not saved by run"):
+        run(online, state, xs, ys, checkpoints=tmp_path, resume=True)
+    checkpoint.save_step(tmp_path, 6, state, notes={"steps": 6})
+    with pytest.raises(
+        ValueError, match="a window of 4 steps does not divide the 54 steps after the checkpoint"
+    ):
+        run(online, state, xs, ys, window=4, checkpoints=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_saved_and_goes_on(setting, tmp_path, number):
+    online, state, xs, ys = setting
+    seen = []
+
+    def send(done, metrics):
+        seen.append(done)
+        if done == 24:
+            os.kill(os.getpid(), number)
+
+    settings = dict(window=4, chunk=12, checkpoints=tmp_path)
+    with pytest.raises(Interrupted, match=f"{number.name}; saved in .*step_000000000024") as caught:
+        run(online, state, xs, ys, callback=send, **settings)
+    assert seen == [12, 24]
+    assert (caught.value.signal, caught.value.saved) == (number, checkpoint.latest(tmp_path))
+    assert_equal((caught.value.state, caught.value.metrics), run(online, state, xs[:24], ys[:24], window=4))
+    assert_equal(
+        run(online, state, xs, ys, resume=True, **settings)[0], run(online, state, xs, ys, window=4)[0]
+    )
+
+
+def test_without_checkpoints_an_interrupt_acts_at_once(setting):
+    online, state, xs, ys = setting
+    after = []
+
+    def send(done, metrics):
+        os.kill(os.getpid(), signal.SIGINT)
+        after.append(done)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(online, state, xs, ys, callback=send)
+    assert not isinstance(caught.value, Interrupted)
+    assert after == []
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_stream_that_blocks_can_be_interrupted(setting, tmp_path, saved):
+    online, state, xs, ys = setting
+    learned, release = threading.Event(), threading.Event()
+
+    def sensor():
+        yield from zip(xs[:12], ys[:12], strict=True)
+        learned.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+        release.wait()
+
+    settings = dict(chunk=12, callback=lambda *_: learned.set(), checkpoints=tmp_path if saved else None)
+    with pytest.raises(Interrupted if saved else KeyboardInterrupt) as caught:
+        run(online, state, sensor(), **settings)
+    release.set()
+    if saved:
+        assert caught.value.saved.name == "step_000000000012"
+        assert_equal(caught.value.state, run(online, state, xs[:12], ys[:12])[0])
