@@ -1,5 +1,4 @@
-"""The host loop: chunks change nothing, the caller's state survives, bad data end a run cleanly, a saved run goes
-on as if nothing had been."""
+"""The host loop: chunks change nothing, the caller's state survives, bad data end a run, a saved run goes on."""
 
 import os
 import signal
