@@ -82,7 +82,8 @@ class Saving(NamedTuple):
 
 def place(folder: Path, chosen: EstimatorConfig) -> Path:
     """The folder of an estimator's checkpoints."""
-    return folder / f"{chosen.index}_{re.sub(r'[^A-Za-z0-9.-]+', '_', chosen.label)}"
+    label = re.sub(r"[^A-Za-z0-9.-]+", "_", chosen.label).strip("_")
+    return folder / f"{chosen.index}_{label}"
 
 
 def newest(
