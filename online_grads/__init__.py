@@ -32,6 +32,7 @@ from online_grads.model import from_cell, with_resets
 from online_grads.run import run
 from online_grads.sharding import sharded
 from online_grads.signals import Interrupted
+from online_grads.stepper import Latency, stepper
 from online_grads.sweep import sweep
 from online_grads.types import Estimate, Estimator, Learner, LearnerState, Metrics, Model
 
@@ -43,6 +44,7 @@ __all__ = [
     "FpttState",
     "Influence",
     "Interrupted",
+    "Latency",
     "Learner",
     "LearnerState",
     "Metrics",
@@ -90,6 +92,7 @@ __all__ = [
     "scan",
     "sharded",
     "snap",
+    "stepper",
     "sweep",
     "tasks",
     "tbptt",
