@@ -14,12 +14,10 @@ import jax
 
 from online_grads.arguments import positive_int
 from online_grads.checkpoint_format import MANIFEST, Manifest, Unreadable, read_arrays, read_manifest, write
-from online_grads.checkpoint_leaves import Form, form, named, rebuilt
+from online_grads.checkpoint_leaves import Form, differences, form, named, rebuilt
 from online_grads.checkpoint_steps import ASIDE, found, name_of, previous_of
 from online_grads.files import clear_leftovers, make_folder, remove_folder, whole_folder
 from online_grads.types import PyTree
-
-SHOWN = 4  # differing leaves that an error names
 
 
 class CheckpointError(ValueError):
@@ -102,10 +100,9 @@ def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
     wanted = named(like, "like")
     forms = {name: form(f"like{name}", leaf) for name, leaf in wanted.items()}
     manifest = _manifest(path)
-    differences = _differences(forms, manifest)
-    if differences:
-        more = [f"and {len(differences) - SHOWN} more"] if len(differences) > SHOWN else []
-        raise CheckpointError(f"{path} differs from like: {'; '.join(differences[:SHOWN] + more)}", path)
+    has = {name: Form(tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in manifest.leaves.items()}
+    if different := differences(forms, has):
+        raise CheckpointError(f"{path} differs from like: {different}", path)
     arrays = _reading(path, lambda: read_arrays(path, manifest))
     leaves = [rebuilt(name, manifest.leaves[name], arrays[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -240,17 +237,3 @@ def _offer(previous: Path | None) -> str:
 
 def _why(error: OSError) -> str:
     return f"{error.strerror} ({error.filename})" if error.filename else error.strerror or str(error)
-
-
-def _differences(forms: Mapping[str, Form], manifest: Manifest) -> list[str]:
-    """What a checkpoint has in another way than what is wanted, leaf by leaf."""
-    has = {name: Form(tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in manifest.leaves.items()}
-    return [
-        *(f"{name} is missing from the checkpoint" for name in forms if name not in has),
-        *(f"{name} is in the checkpoint only" for name in has if name not in forms),
-        *(
-            f"{name}: expected {wanted}, the checkpoint has {has[name]}"
-            for name, wanted in forms.items()
-            if has.get(name, wanted) != wanted
-        ),
-    ]

@@ -12,6 +12,7 @@ PLAIN = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
     "float16 float32 float64 complex64 complex128".split()
 )
+SHOWN = 4  # differing leaves that an error names
 SCALARS = {bool: "bool", int: "int64", float: "float64", complex: "complex128"}
 
 
@@ -62,11 +63,31 @@ def form(name: str, leaf) -> Form:
     if not isinstance(leaf, arrays) or isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(f"{name} must be an array, a typed key or a Python number, got {leaf!r}")
     if is_key(leaf):
-        return Form(tuple(leaf.shape), f"key<{_implementation(leaf)}>")
+        return Form(tuple(leaf.shape), f"key<{implementation(leaf)}>")
     dtype = np.dtype(leaf.dtype)
     if dtype.name not in PLAIN and not hasattr(ml_dtypes, dtype.name):
         raise TypeError(f"{name}: {dtype} cannot be saved")
     return Form(tuple(leaf.shape), dtype.name)
+
+
+def differences(wanted: Mapping[str, Form], has: Mapping[str, Form]) -> str:
+    """What a checkpoint has in another way than what is wanted, leaf by leaf; nothing if they agree.
+
+    >>> one = Form((), "float32")
+    >>> differences({".w": one, ".b": one}, {".w": Form((2,), "int8")})
+    '.b is missing from the checkpoint; .w: expected float32 [], the checkpoint has int8 [2]'
+    """
+    found = [
+        *(f"{name} is missing from the checkpoint" for name in wanted if name not in has),
+        *(f"{name} is in the checkpoint only" for name in has if name not in wanted),
+        *(
+            f"{name}: expected {wanted[name]}, the checkpoint has {has[name]}"
+            for name in wanted
+            if has.get(name, wanted[name]) != wanted[name]
+        ),
+    ]
+    more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+    return "; ".join(found[:SHOWN] + more)
 
 
 def is_key(leaf) -> bool:
@@ -110,7 +131,7 @@ def rebuilt(name: str, leaf: Mapping[str, Any], raw: np.ndarray, like):
     if type(like) in SCALARS:
         return raw.item()
     if is_key(like):
-        return _placed(name, jax.random.wrap_key_data(jnp.asarray(raw), impl=_implementation(like)), like)
+        return _placed(name, jax.random.wrap_key_data(jnp.asarray(raw), impl=implementation(like)), like)
     dtype = np.dtype(like.dtype)
     array = raw.astype(dtype, copy=False) if dtype.name in PLAIN else raw.view(dtype)
     if isinstance(like, np.generic):
@@ -139,7 +160,7 @@ def _placed(name: str, array, like):
     return jax.device_put(array, like.sharding)
 
 
-def _implementation(key) -> str:
+def implementation(key) -> str:
     """The name of the generator of typed keys, of which only the shape may be known."""
     names = []
     jax.eval_shape(lambda key: names.append(str(jax.random.key_impl(key))), key)

@@ -426,3 +426,15 @@ def test_a_killed_process_leaves_a_complete_checkpoint():
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "restored 12 of 12" in done.stdout
+
+
+def test_orbax_holds_the_same(tmp_path):
+    orbax_checkpoint = pytest.importorskip("online_grads.orbax_checkpoint")
+    kinds = ("bfloat16", "nan", "empty", "keys", "numpy", "python", "nothing")
+    state = {kind: every_kind()[kind] for kind in kinds}
+    assert same(orbax_checkpoint.restore(orbax_checkpoint.save(tmp_path / "state", state), state), state)
+    shapes = jax.eval_shape(lambda: learning())
+    path = orbax_checkpoint.save(tmp_path / "learner", learning())
+    assert same(orbax_checkpoint.restore(path, shapes), learning())
+    with pytest.raises(CheckpointError, match=r"differs from like: \.step: expected int16 \[\]"):
+        orbax_checkpoint.restore(path, shapes._replace(step=jnp.int16(0)))

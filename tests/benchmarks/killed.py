@@ -62,7 +62,8 @@ class Checkpoints:
             for path in folder.glob("[!.]*"):
                 if not holds(restore(path, LIKE), step_of(path)):
                     return None
-            return step_of(latest(folder))
+            newest = latest(folder)
+            return None if newest is None else step_of(newest)
         except CheckpointError as error:
             print(error)
             return None
