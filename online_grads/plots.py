@@ -126,7 +126,7 @@ def learning_curves(
             axes.fill_between(x, *band, color=look.colour, alpha=0.2, linewidth=0)
     if levels.size:
         axes.set_ylim(*padded(levels.min(), levels.max(), log_y))
-    _add_references(axes, {name: y for name, y in (references or {}).items() if y > 0 or not log_y})
+    add_references(axes, {name: y for name, y in (references or {}).items() if y > 0 or not log_y})
     add_grid(axes)
     if curves:
         shown = "min to max" if log_y else "± standard error"
@@ -218,7 +218,7 @@ def cost_curves(panels: Mapping[str, Sequence[CostCurve]], *, title: str | None 
     return figure
 
 
-def _add_references(axes, references: Mapping[str, float]) -> None:
+def add_references(axes, references: Mapping[str, float]) -> None:
     """Dotted lines with their names, side by side where the lines are close to one another."""
     from matplotlib.patheffects import withStroke
 

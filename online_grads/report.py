@@ -34,12 +34,12 @@ def table(report: Report) -> str:
         row = [
             result.config.label,
             f"{score.learning_rate:g}",
-            _measured(score.loss_last, score.loss_last_se),
+            measured(score.loss_last, score.loss_last_se),
             f"{1e6 * result.seconds_per_step:.3g}",
             f"{result.state_bytes:,}",
             f"{score.diverged} of {result.config.seeds}",
         ]
-        rows.append(row + [_measured(score.level, score.level_se)] * levels)
+        rows.append(row + [measured(score.level, score.level_se)] * levels)
     references = columns([(name, f"{value:.4g} {unit}") for name, value in report.task.references.items()])
     parts = ["\n".join(columns(rows)), "\n".join(references), NOTE, _stuck(report)]
     return "\n\n".join(filter(None, parts))
@@ -78,7 +78,7 @@ def summary(report: Report) -> dict[str, Any]:
         "unit", "references", "failure", ...}. Each estimator's numbers are those of its best learning rate;
         "learning_rates" has one entry for each.
     """
-    return _jsonable(
+    return jsonable(
         {
             "task": report.config.task.name,
             "unit": report.task.unit,
@@ -87,7 +87,7 @@ def summary(report: Report) -> dict[str, Any]:
             "failure": report.failure,
             "precision": report.config.run.precision,
             "device": jax.devices()[0].device_kind,
-            "versions": {"jax": jax.__version__, "online-grads": _version()},
+            "versions": versions(),
             "config": report.config.tables,
         }
     )
@@ -177,19 +177,29 @@ def _estimator(result: Result) -> dict[str, Any]:
     }
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
+    """As JSON has it: what is not finite becomes None.
+
+    >>> jsonable({"loss": (np.float32(0.5), float("nan"))})
+    {'loss': [0.5, None]}
+    """
     if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [jsonable(item) for item in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return _jsonable(value.tolist())
+        return jsonable(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, type(None))) else str(value)
 
 
-def _measured(value: float | None, error: float | None) -> str:
+def measured(value: float | None, error: float | None) -> str:
+    """A number with its standard error.
+
+    >>> measured(0.12345, 0.0021), measured(0.12345, None), measured(None, None)
+    ('0.1235 ± 0.002', '0.1235', 'none')
+    """
     if value is None:
         return "none"
     if error is None:
@@ -197,8 +207,10 @@ def _measured(value: float | None, error: float | None) -> str:
     return f"{value:.4g} ± {error:.1g}"
 
 
-def _version() -> str | None:
+def versions() -> dict[str, str | None]:
+    """Of what computes here; None for a checkout of this library that is not installed."""
     try:
-        return version("online-grads")
-    except PackageNotFoundError:  # run from a checkout
-        return None
+        own = version("online-grads")
+    except PackageNotFoundError:
+        own = None
+    return {"jax": jax.__version__, "online-grads": own}
