@@ -131,7 +131,7 @@ def save_step(
     checkpoint of this step that is there already is replaced, and never missing meanwhile.
 
     Args:
-        folder: where the checkpoints of a run are, made if missing; the disk needs room for `last` + 1.
+        folder: where the checkpoints of one run are, made if missing; the disk needs room for `last` + 1.
         step: how far the run is, at least 0; it names the checkpoint.
         state, notes: as for `save`.
         last: how many are kept, those with the highest steps and always this one.

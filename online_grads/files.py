@@ -89,12 +89,14 @@ def remove_folder(path: Path) -> None:
     """Remove a folder, which is complete until it is gone.
 
     It is renamed to a hidden one first. What of that cannot be removed now is left to `clear_leftovers`.
+    One that somebody else removed already is no error.
 
     Raises:
         OSError: if it cannot be renamed.
     """
     hidden = _hidden(path)
-    os.rename(path, hidden)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from online_grads.files import write_whole
+from online_grads.files import make_folder, remove_folder, whole_folder, write_whole
 
 
 def test_a_file_is_complete_or_as_it_was(tmp_path, monkeypatch):
@@ -17,3 +17,20 @@ def test_a_file_is_complete_or_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match="interrupted"):
         write_whole(path, b"newest")
     assert path.read_bytes() == b"newer"
+
+
+def test_a_folder_is_complete_or_absent(tmp_path):
+    path = tmp_path / "a" / "b" / "run"
+    make_folder(path.parent)
+    with pytest.raises(pytest.fail.Exception, match="interrupted"), whole_folder(path) as beside:
+        (beside / "numbers.json").write_text("old")
+        pytest.fail("interrupted")
+    assert list(path.parent.iterdir()) == []
+    for content in ("old", "new"):
+        with whole_folder(path, aside=path.with_name("before")) as beside:
+            (beside / "numbers.json").write_text(content)
+    assert (path / "numbers.json").read_text() == "new"
+    assert (path.with_name("before") / "numbers.json").read_text() == "old"
+    for _ in range(2):  # another process may have been quicker
+        remove_folder(path)
+    assert list(path.parent.iterdir()) == [path.with_name("before")]
