@@ -9,7 +9,18 @@ import numpy as np
 import optax
 import pytest
 
-from online_grads import ESTIMATORS, Model, averaged, batched, gradient, hidden_of, learner, memory, scan
+from online_grads import (
+    ESTIMATORS,
+    Model,
+    averaged,
+    batched,
+    checkpoint,
+    gradient,
+    hidden_of,
+    learner,
+    memory,
+    scan,
+)
 from online_grads.types import Estimate
 from tests import models
 
@@ -138,18 +149,22 @@ def test_vmap_over_seeds_is_the_loop_over_seeds(name):
 
 
 @EVERY
-def test_chunked_is_unchunked_bitwise(name):
+def test_chunked_is_unchunked_bitwise(name, tmp_path):
+    """Also if the state between two chunks has been on disk."""
     estimator, params, hidden, (xs, ys) = case(name)
     online = learner(estimator, optax.sgd(1e-2, momentum=0.9))
     start = online.init(params, hidden, key=jax.random.key(1))
     run = jax.jit(lambda state, xs, ys: scan(online, state, xs, ys, window=WINDOW))
     whole, _ = run(start, xs, ys)
     half = STEPS // 2
-    parts, _ = run(run(start, xs[:half], ys[:half])[0], xs[half:], ys[half:])
-    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
-        if is_key(one):
-            one, other = jax.random.key_data(one), jax.random.key_data(other)
-        np.testing.assert_array_equal(one, other)
+    middle, _ = run(start, xs[:half], ys[:half])
+    for between in (middle, checkpoint.restore(checkpoint.save(tmp_path / "half", middle), start)):
+        parts, _ = run(between, xs[half:], ys[half:])
+        for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+            if is_key(one):
+                one, other = jax.random.key_data(one), jax.random.key_data(other)
+            np.testing.assert_array_equal(one, other)
+    assert run._cache_size() == 2
 
 
 @EVERY
