@@ -201,7 +201,7 @@ def _manifest(path: Path) -> Manifest:
     def read() -> Manifest:
         if not path.exists():
             raise Unreadable("does not exist")
-        if not path.is_dir():
+        if path.is_file():
             raise Unreadable("is a file: a checkpoint is a directory")
         if not (path / MANIFEST).exists():
             inside = next(reversed(found(path)), None)

@@ -22,9 +22,14 @@ def test_a_file_is_complete_or_as_it_was(tmp_path, monkeypatch):
 def test_a_folder_is_complete_or_absent(tmp_path):
     path = tmp_path / "a" / "b" / "run"
     make_folder(path.parent)
-    with pytest.raises(pytest.fail.Exception, match="interrupted"), whole_folder(path) as beside:
-        (beside / "numbers.json").write_text("old")
-        pytest.fail("interrupted")
+
+    def interrupted():
+        with whole_folder(path) as beside:
+            (beside / "numbers.json").write_text("old")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(path.parent.iterdir()) == []
     for content in ("old", "new"):
         with whole_folder(path, aside=path.with_name("before")) as beside:
