@@ -1,4 +1,4 @@
-"""The command line: `online-grads run CONFIG.toml`, `compare CONFIG.toml`, `bench` and `list`."""
+"""The command line: `online-grads run CONFIG.toml`, `compare`, `sweep`, `bench` and `list`."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from online_grads.checkpoint import CheckpointError
-from online_grads.cli import bench, interrupts, listing, run
+from online_grads.cli import bench, interrupts, listing, run, sweep
 from online_grads.cli.places import UsageError
 from online_grads.resume import ResumeError
 from online_grads.tables import ConfigError
@@ -59,6 +59,6 @@ def entry() -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="online-grads", description="Online gradient estimators for recurrent networks.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for each in (run, bench, listing):
+    for each in (run, sweep, bench, listing):
         each.add(commands)
     return parser

@@ -13,20 +13,16 @@ from online_grads import compare_report, config, report, resume
 from online_grads.cells import CELLS
 from online_grads.checkpoint import CheckpointError
 from online_grads.cli import interrupts
-from online_grads.cli.places import UsageError, count, require, reserved
+from online_grads.cli.places import UsageError, count
+from online_grads.cli.work import UnwrittenError, add_arguments, folder_for, read, written
 from online_grads.compare import compare
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.experiment import train
 from online_grads.optimizers import OPTIMIZERS
-from online_grads.signals import deferred
 from online_grads.signatures import options
 from online_grads.tasks import TASKS
 
 CHECKPOINTS = "checkpoints"  # the folder for them in that of a run
-
-
-class UnwrittenError(UsageError):
-    """Results that cannot be written."""
 
 
 def add(commands) -> None:
@@ -52,14 +48,7 @@ def add(commands) -> None:
     )
     compared.set_defaults(command=_compare)
     for parser_, suffix in ((run, ""), (compared, "-compare")):
-        parser_.add_argument("config", metavar="CONFIG.toml")
-        parser_.add_argument(
-            "--set", action="append", default=[], metavar="section.key=value", help="replace a value"
-        )
-        parser_.add_argument("--fast", action="store_true", help="the config's fast variant: run.fast=true")
-        parser_.add_argument(
-            "--out", type=Path, metavar="DIR", help=f"a new or empty folder; default: runs/CONFIG{suffix}"
-        )
+        add_arguments(parser_, suffix)
     run.add_argument(
         "--checkpoint-every", type=count, metavar="N",
         help="save each estimator's training in DIR/checkpoints at the first end of a chunk that reaches "
@@ -74,15 +63,15 @@ def add(commands) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.resume is not None and arguments.out is not None:
         raise UsageError(f"--resume {arguments.resume} writes there; leave --out {arguments.out} out")
-    chosen = _read(arguments)
+    chosen = read(arguments)
     saving = arguments.resume is not None or arguments.checkpoint_every is not None
-    with _folder(arguments, "") if arguments.resume is None else _resumed(arguments.resume) as folder:
+    with folder_for(arguments, "") if arguments.resume is None else _resumed(arguments.resume) as folder:
         kept: dict[str, Any] = {"every": arguments.checkpoint_every, "resume": arguments.resume is not None}
         if saving:
             kept["checkpoints"] = folder / CHECKPOINTS
         try:
             found = train(chosen, progress=sys.stderr.isatty(), **kept)
-            status = _write(report, found, folder)
+            status = written(report.write, found, folder)
         except KeyboardInterrupt as interrupt:
             if not (saving and resume.begun(folder / CHECKPOINTS)):
                 raise
@@ -128,34 +117,12 @@ def _again(arguments: argparse.Namespace, folder: Path) -> str:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    chosen = _read(arguments)
-    with _folder(arguments, "-compare") as folder:
+    chosen = read(arguments)
+    with folder_for(arguments, "-compare") as folder:
         found = compare(chosen, progress=sys.stderr.isatty())
-        status = _write(compare_report, found, folder)
+        status = written(compare_report.write, found, folder)
     _say(compare_report, found, folder)
     return status
-
-
-def _read(arguments: argparse.Namespace) -> config.Config:
-    chosen = config.load(arguments.config, [*["run.fast=true"] * arguments.fast, *arguments.set])
-    require("matplotlib", "tqdm")
-    return chosen
-
-
-def _folder(arguments: argparse.Namespace, suffix: str) -> AbstractContextManager[Path]:
-    """The folder to write into, reserved before the work begins."""
-    return reserved(arguments.out, Path("runs") / f"{Path(arguments.config).stem}{suffix}")
-
-
-def _write(said: ModuleType, found: Any, folder: Path) -> int:
-    """Write the results, all of them though a signal comes meanwhile; the exit status."""
-    with deferred() as received:
-        try:
-            said.write(found, folder)
-        except OSError as error:
-            raise UnwrittenError(f"{folder}: the results cannot be written: {error.strerror}") from None
-        number = received()
-    return 0 if number is None else 128 + number
 
 
 def _say(said: ModuleType, found: Any, folder: Path) -> None:
