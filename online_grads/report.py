@@ -5,7 +5,6 @@ import io
 import json
 import math
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from online_grads.experiment import Report, Result
 from online_grads.files import write_whole
 from online_grads.plots import Curve, learning_curves, level_curves, save
 from online_grads.scores import best, diverged, never_advanced, scores
+from online_grads.versions import versions
 
 NOTE = """\
 loss: mean over the last tenth of the updates ± standard error over the seeds that did not diverge
@@ -205,12 +205,3 @@ def measured(value: float | None, error: float | None) -> str:
     if error is None:
         return f"{value:.4g}"
     return f"{value:.4g} ± {error:.1g}"
-
-
-def versions() -> dict[str, str | None]:
-    """Of what computes here; None for a checkout of this library that is not installed."""
-    try:
-        own = version("online-grads")
-    except PackageNotFoundError:
-        own = None
-    return {"jax": jax.__version__, "online-grads": own}

@@ -14,7 +14,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from online_grads.checkpoint import CheckpointError
 from online_grads.config import Config, EstimatorConfig, parse
 from online_grads.files import write_whole
 from online_grads.types import Metrics, PyTree
+from online_grads.versions import versions
 
 RUN = "run.json"
 SHOWN = 3  # keys of another config that are named
@@ -194,8 +194,8 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _computed_with() -> dict[str, str]:
-    return {name: version(name) for name in ("jax", "jaxlib")} | {"device": jax.devices()[0].device_kind}
+def _computed_with() -> dict[str, str | None]:
+    return {**versions(), "device": jax.devices()[0].device_kind}
 
 
 def _differences(then: Any, now: Any, where: str = "") -> Iterator[str]:

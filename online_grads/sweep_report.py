@@ -14,10 +14,11 @@ from online_grads.arguments import counted
 from online_grads.files import write_whole
 from online_grads.grid import Axis, printed
 from online_grads.plot_style import save
-from online_grads.report import columns, jsonable, measured, versions
+from online_grads.report import columns, jsonable, measured
 from online_grads.scores import rank
 from online_grads.sweep_plots import Panel, SweptLine, sweep_curves
 from online_grads.sweeping import Row, Sweep
+from online_grads.versions import versions
 
 MOST = 40  # rows of the table; of more, each estimator shows its best
 BEST = 5
