@@ -30,8 +30,12 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     [('numbers.json', '[1, 2]')]
     """
     beside = path.with_name(f".{path.name}.part")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ and one of an estimator that is trained to the end stays there: resuming does no
 `online_grads.learned.learned` reads its parameters.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from online_grads.files import write_whole
 from online_grads.types import Metrics, PyTree
 from online_grads.versions import versions
 
-RUN = "run.json"
+RUN, KEYS = "run.json", {"config", "every", "computed with"}
 SHOWN = 3  # keys of another config that are named
 
 
@@ -68,6 +69,8 @@ class Saving(NamedTuple):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / RUN, json.dumps(_plain(held), indent=2).encode())
         except OSError as error:
+            with contextlib.suppress(OSError):  # it is not empty, or not there
+                self.folder.rmdir()
             raise ResumeError(f"{self.folder}: {error.strerror}; no checkpoint can be saved") from None
 
     def save(self, chosen: EstimatorConfig, steps: int, saved: Saved, times: dict[str, float]) -> Path:
@@ -180,13 +183,16 @@ def changed(folder: Path) -> str | None:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / RUN).read_text(encoding="utf-8"))
+        read = json.loads((folder / RUN).read_text(encoding="utf-8"))
+        if not (isinstance(read, dict) and read.keys() == KEYS):
+            raise ValueError
+        return read
     except FileNotFoundError:
         raise ResumeError(f"{folder}: no checkpoints to go on with") from None
     except OSError as error:
         raise ResumeError(f"{folder}: {error.strerror}") from None
     except ValueError:
-        raise ResumeError(f"{folder / RUN}: not what was written there; is it a run's folder?") from None
+        raise ResumeError(f"{folder / RUN}: not what a run has written") from None
 
 
 def _plain(value: Any) -> Any:

@@ -164,14 +164,28 @@ def refused(capsys, *arguments):
     return err
 
 
+def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
 def test_the_command_goes_on_or_says_why_not(here, capsys, monkeypatch, interrupted):
     keep = ["--checkpoint-every", "30", "--out", "out"]
     assert "--checkpoint-every: expected an integer of at least 1" in refused(
         capsys, "run", *SMALL, "--checkpoint-every", "0"
     )
-    for folder, message in [("none", "no checkpoints to go on with"), ("small.toml", "Not a directory")]:
+    (here / "foreign" / "checkpoints").mkdir(parents=True)
+    (here / "foreign" / "checkpoints" / "run.json").write_text("{}")
+    for folder, message in [
+        ("none", "none/checkpoints: no checkpoints to go on with"),
+        ("small.toml", "Not a directory"),
+        ("foreign", "foreign/checkpoints/run.json: not what a run has written"),
+    ]:
         assert message in refused(capsys, "run", *SMALL, "--resume", folder)
     assert not (here / "none").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.write_bytes", full)
+        assert "No space left on device; no checkpoint can be saved" in refused(capsys, "run", *SMALL, *keep)
+    assert not (here / "out").exists()
 
     go_on = "online-grads run small.toml --set run.updates=100 --resume out\n"
     interrupted(2)
@@ -189,10 +203,6 @@ def test_the_command_goes_on_or_says_why_not(here, capsys, monkeypatch, interrup
     error = refused(capsys, "run", *SMALL, "--resume", "damaged")
     assert "step_000000000040; remove step_000000000060 and resume to go on from there" in error
     shutil.rmtree(damaged.parent)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
     for where in ("os.fsync", "online_grads.report.write_whole"):
         with monkeypatch.context() as patch:
             patch.setattr(where, full)
