@@ -45,8 +45,9 @@ def run(
     """Drive a learner over a stream from the host, chunk by chunk.
 
     A stream of single observations (a generator, a socket, a sensor) may never end. A thread gathers the
-    next chunks while the device works, two at most beside the one at work. A chunk is complete before the
-    device sees it: where observations come slowly, take a small `chunk`, or `stepper`.
+    next chunks while the device works; what it has gathered ahead, three chunks at most, is not learned from
+    if a NaN, a signal or an error of yours ends the run. A chunk is complete before the device sees it: where
+    observations come slowly, take a small `chunk`, or `stepper`.
 
     Args:
         learner: the `Learner`.
@@ -74,7 +75,8 @@ def run(
         resume: go on from the newest checkpoint, if there is one: `state` only says what it looks like,
             arrays go on behind the steps that are done, a function is asked to begin there, and an iterator
             or iterable goes on with what it yields next. `steps` counts from the stream's very beginning,
-            and metrics are those since the resume.
+            and metrics are those since the resume. The numbers are those of an uninterrupted run, bit by
+            bit, but for chunks of one window only: their program may round differently.
 
     Returns:
         (state, `Metrics` as NumPy arrays with a leading axis of segments; None if nothing was left to do).
@@ -108,6 +110,9 @@ def run(
     """
     positive_int("chunk", chunk)
     positive_int("window", window)
+    positive_int("last", last)
+    if every is not None:
+        positive_int("every", every)
     unknown = sorted(set(keep) - set(Metrics._fields))
     if unknown:
         raise ValueError(f"keep names {', '.join(unknown)}; the fields are {', '.join(Metrics._fields)}")

@@ -98,10 +98,11 @@ class Stepper:
 
 
 def stepper(learner: Learner, *, donate: bool = True) -> Stepper:
-    """One observation at a time: a parameter update for each, as `scan` with a window of one step.
+    """One observation at a time, and a parameter update for each.
 
     For streams that are too slow, or too urgent, for chunks. Each call waits until the new state is there.
-    An estimator that wants segments of several steps is not served: `run` is for it.
+    The numbers are those of `run` with a chunk and a window of one step, bit by bit; programs for longer
+    chunks may round differently. Estimators that want segments of several steps are for `run`.
 
     Args:
         learner: the `Learner`.

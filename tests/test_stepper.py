@@ -1,4 +1,4 @@
-"""One observation at a time: the numbers of `scan`, refusals that cost nothing, latencies."""
+"""One observation at a time: the numbers of `run`, refusals that cost nothing, latencies."""
 
 import time
 
@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from online_grads import DataError, cells, from_cell, learner, losses, readouts, scan, snap, stepper
+from online_grads import DataError, Metrics, cells, from_cell, learner, losses, readouts, run, snap, stepper
 
 STEPS, TRACES = 12, []
 
@@ -45,9 +45,9 @@ def same(a, b):
     return jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(raw(a), raw(b)), a, b))
 
 
-def test_the_numbers_are_those_of_scan(setting, kept):
+def test_the_numbers_are_those_of_run(setting, kept):
     online, state, xs, ys = setting
-    expected, reported = jax.jit(lambda *args: scan(online, *args))(state, xs, ys)
+    expected, reported = run(online, state, xs, ys, chunk=1, keep=Metrics._fields)
     states, metrics = [state], []
     for x, y in zip(xs, ys, strict=True):
         state, seen = kept(state, x, y)

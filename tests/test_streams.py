@@ -261,6 +261,7 @@ def test_memory_is_constant(online, begun):
         ({"steps": 7, "window": 2}, "a window of 2 steps does not divide steps=7"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"timeout": 0}, "timeout must be above 0, got 0"),
+        ({"every": 0}, "every must be at least 1, got 0"),
         ({"every": 3}, "every and resume need a folder"),
         ({"resume": True}, "every and resume need a folder"),
     ],
