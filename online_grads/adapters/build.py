@@ -49,8 +49,11 @@ def build(cell: Functions, readout: Functions | None, loss: Callable, x: PyTree,
     begun = tried(f"making {cell.name} fails", jax.eval_shape, cell.init, key)
     _check_step(cell, begun, x)
     if readout is not None:
-        cell = _read_by(cell, readout, begun, x)
-        begun = tried(f"making {readout.name} fails", jax.eval_shape, cell.init, key)
+        out = jax.eval_shape(cell.apply, *begun, x)[0][1]
+        cell = _read_by(cell, readout, len(jax.tree.leaves(begun[1])), out)
+        failure = f"{readout.name} fails on the output {show(out)}"
+        begun = tried(failure, jax.eval_shape, cell.init, key)
+        tried(failure, jax.eval_shape, cell.apply, *begun, x)
     params, state, carry = begun
 
     constants = _constants(cell, begun, x)
@@ -170,10 +173,8 @@ def _check_step(cell, begun, x):
             )
 
 
-def _read_by(cell: Functions, readout: Functions, begun: tuple, x) -> Functions:
-    """The cell with a readout of its output: params and state are {"cell", "readout"}."""
-    out = jax.eval_shape(cell.apply, *begun, x)[0][1]
-    inner = len(jax.tree.leaves(begun[1]))
+def _read_by(cell: Functions, readout: Functions, inner: int, out) -> Functions:
+    """The cell, with so many leaves of state, and a readout: params and state are {"cell", "readout"}."""
 
     def init(key):
         key_cell, key_readout = jax.random.split(key)

@@ -60,20 +60,17 @@ def from_module(
             changes in structure, shape or dtype, there is no first carry, or the module keeps the start of
             an `eqx.nn.State`.
 
-    >>> import optax
-    >>> import online_grads as og
-    >>> keys = jax.random.split(jax.random.key(0))
-    >>> cell, readout = eqx.nn.GRUCell(3, 8, key=keys[0]), eqx.nn.Linear(8, 2, key=keys[1])
-    >>> x, y = jnp.zeros(3), jnp.zeros(2)
-    >>> model = from_module(cell, og.losses.squared_error, example=(x, y), readout=readout)
-    >>> learner = og.learner(og.snap(model), optax.sgd(0.1))
-    >>> state = learner.init(*model.init(jax.random.key(0)), key=jax.random.key(1))
-    >>> state, _ = learner.update(state, x[None], y[None])
+    >>> from online_grads import losses
+    >>> cell = eqx.nn.GRUCell(3, 8, key=jax.random.key(0))
+    >>> readout = lambda key: eqx.nn.Linear(8, 2, key=key)
+    >>> example = jnp.zeros(3), jnp.zeros(2)
+    >>> model = from_module(cell, losses.squared_error, example=example, readout=readout)
+    >>> params, hidden = model.init(jax.random.key(1))
 
-    The way back:
+    The way back, from the params of a learner's state too:
 
-    >>> cell = eqx.combine(state.params["cell"], cell)
-    >>> cell(x, jnp.zeros(8)).shape
+    >>> cell = eqx.combine(params["cell"], cell)
+    >>> cell(example[0], hidden.carry).shape
     (8,)
     """
     x, y = shapes(example)
@@ -108,7 +105,7 @@ def _functions(role, module, trainable):
         raise ValueError(f"making the {role} by {module!r}(key) fails: {error}") from error
     if not isinstance(made, eqx.Module):
         raise TypeError(
-            f"{role} must be an equinox.Module or a function key -> module, got {made!r}; "
+            f"the {role} that {module!r}(key) makes must be an equinox.Module, got {made!r}; "
             "an eqx.nn.State goes into the carry"
         )
     _refuse_indices(made)

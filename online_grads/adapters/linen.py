@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from online_grads.adapters.build import Functions, build, reading, shapes, started, without
+from online_grads.adapters.build import Functions, build, reading, shapes, show, started, tried, without
 from online_grads.readouts import Readout
 from online_grads.types import Model, PyTree
 
@@ -58,19 +58,16 @@ def from_module(
         ValueError: the module, the readout or the loss fails on the example (with what it says), the carry
             changes in structure, shape or dtype, or there is no first carry.
 
-    >>> import optax
-    >>> import online_grads as og
-    >>> cell, readout = nn.GRUCell(8), nn.Dense(2)
-    >>> x, y = jnp.zeros(3, jnp.float32), jnp.zeros(2, jnp.float32)
-    >>> model = from_module(cell, og.losses.squared_error, example=(x, y), readout=readout)
-    >>> learner = og.learner(og.snap(model), optax.sgd(0.1))
-    >>> state = learner.init(*model.init(jax.random.key(0)), key=jax.random.key(1))
-    >>> state, _ = learner.update(state, x[None], y[None])
+    >>> from online_grads import losses
+    >>> cell, readout = nn.GRUCell(8, param_dtype=float), nn.Dense(2, param_dtype=float)
+    >>> example = jnp.zeros(3), jnp.zeros(2)
+    >>> model = from_module(cell, losses.squared_error, example=example, readout=readout)
+    >>> params, hidden = model.init(jax.random.key(0))
 
-    The way back:
+    The way back, from the params of a learner's state too:
 
-    >>> carry, out = cell.apply(state.params["cell"], jnp.zeros(8), x)
-    >>> readout.apply(state.params["readout"], out).shape
+    >>> carry, out = cell.apply(params["cell"], hidden.carry, example[0])
+    >>> readout.apply(params["readout"], out).shape
     (2,)
     """
     _check("module", module)
@@ -82,7 +79,8 @@ def from_module(
     def init(key):
         key, key_carry = jax.random.split(key)
         first = started(carry, key_carry, lambda: _initialize_carry(module, key_carry, x))
-        return *draw(key, first, x), first
+        failure = f"module.init on carry {show(first)} and x {show(x)} fails"
+        return *tried(failure, draw, key, first, x), first
 
     def of_readout(readout):
         _check("readout", readout)

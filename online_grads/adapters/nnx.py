@@ -54,21 +54,18 @@ def from_module(
             changes in structure, shape or dtype, there is no first carry, or a step sets a parameter or
             makes new variables.
 
-    >>> import jax.numpy as jnp, optax
-    >>> import online_grads as og
-    >>> cell = nnx.GRUCell(3, 8, rngs=nnx.Rngs(0))
-    >>> x, y = jnp.zeros(3, jnp.float32), jnp.zeros(2, jnp.float32)
-    >>> model = from_module(
-    ...     cell, og.losses.squared_error, example=(x, y), readout=lambda rngs: nnx.Linear(8, 2, rngs=rngs)
-    ... )
-    >>> learner = og.learner(og.snap(model), optax.sgd(0.1))
-    >>> state = learner.init(*model.init(jax.random.key(0)), key=jax.random.key(1))
-    >>> state, _ = learner.update(state, x[None], y[None])
+    >>> import jax.numpy as jnp
+    >>> from online_grads import losses
+    >>> cell = nnx.GRUCell(3, 8, param_dtype=float, rngs=nnx.Rngs(0))
+    >>> readout = lambda rngs: nnx.Linear(8, 2, param_dtype=float, rngs=rngs)
+    >>> example = jnp.zeros(3), jnp.zeros(2)
+    >>> model = from_module(cell, losses.squared_error, example=example, readout=readout)
+    >>> params, hidden = model.init(jax.random.key(0))
 
-    The way back:
+    The way back, from the params of a learner's state too:
 
-    >>> nnx.update(cell, state.params["cell"])
-    >>> cell(jnp.zeros(8), x)[1].shape
+    >>> nnx.update(cell, params["cell"])
+    >>> cell(hidden.carry, example[0])[1].shape
     (8,)
     """
     x, y = shapes(example)
@@ -97,7 +94,7 @@ def _functions(role, module, trainable, call):
     except Exception as error:
         raise ValueError(f"making the {role} by {module!r}(rngs) fails: {error}") from error
     if not isinstance(shape, nnx.Module):
-        raise TypeError(f"{role} must be an nnx.Module or a function rngs -> nnx.Module, got {shape!r}")
+        raise TypeError(f"the {role} that {module!r}(rngs) makes must be an nnx.Module, got {shape!r}")
     graph = nnx.split(shape, trainable, ...)[0]
 
     def draw(key):

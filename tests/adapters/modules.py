@@ -8,6 +8,7 @@ import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from online_grads import Model, losses
@@ -16,7 +17,8 @@ from online_grads.adapters import linen as from_linen
 from online_grads.adapters import nnx as from_nnx
 
 INPUTS, OUTPUTS, HIDDEN, STEPS = 3, 2, 4, 5
-EXAMPLE = (jnp.zeros(INPUTS, jnp.float64), jnp.zeros(OUTPUTS, jnp.float64))
+# in NumPy: 64 bits of JAX may be turned on later than this is imported
+EXAMPLE = (np.zeros(INPUTS), np.zeros(OUTPUTS))
 F64 = {"param_dtype": jnp.float64}
 
 
@@ -182,7 +184,7 @@ def equinox_module(make, **options):
     return Case(from_equinox.from_module(make, losses.squared_error, example=EXAMPLE, **options), step)
 
 
-ZEROS = jnp.zeros(HIDDEN, jnp.float64)
+ZEROS = np.zeros(HIDDEN)
 CASES = {
     **{
         f"linen {name}": functools.partial(linen_cell, name)
