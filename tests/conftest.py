@@ -1,19 +1,31 @@
 """Every test runs in float64, and no shape or dtype is promoted silently."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from importlib.metadata import version
 
-# The programs are tiny and most of the suite's time is their compilation: leave machine code unoptimised, and
-# where XLA still has its older emitters, which compile in half the time, use those.
+# The programs are tiny and most of the suite's time is their compilation: leave machine code unoptimised and
+# in one piece, and where XLA still has its older emitters, which compile in half the time, use those.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_backend_optimization_level=0"
+    + " --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     + (
         " --xla_cpu_use_fusion_emitters=false"
         if [*map(int, version("jaxlib").split(".")[:2])] <= [0, 10]
         else ""
     )
 )
+# What one process compiled the others read: workers, command lines and notebooks inherit these.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": compiled,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 import jax
 import pytest
@@ -27,6 +39,19 @@ def pytest_addoption(parser):
     parser.addoption(
         "--keys", type=int, default=20_000, help="random keys of a test of unbiasedness; 100_000 in full"
     )
+
+
+def pytest_configure(config):
+    # an entry that another process is just writing; it is compiled then
+    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache:UserWarning")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker gets neighbouring tests, which share what they compiled, until the other has none left."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.option.dist == "load" else None
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 
 from online_grads import gradient
 
-STEPS, CHUNK = 8, 4_000
+STEPS, CHUNK = 8, 500
 flat = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]
 
 
