@@ -26,10 +26,10 @@ from online_grads.diagnostics import (
     through_state,
 )
 from online_grads.estimators.registry import ESTIMATORS
-from online_grads.experiment import begin, trainer
 from online_grads.loop import bar, spans
 from online_grads.tables import ConfigError
 from online_grads.tasks import Task
+from online_grads.trainer import begin, trainer
 from online_grads.types import Array, Model, PyTree
 
 THROUGH = "through the state"  # the parameters that the transition uses

@@ -7,8 +7,9 @@ from pathlib import Path
 import jax
 
 from online_grads.assembly import x64
-from online_grads.experiment import begin, like, trainer
+from online_grads.experiment import like
 from online_grads.resume import config_of, newest
+from online_grads.trainer import begin, trainer
 from online_grads.types import PyTree
 
 

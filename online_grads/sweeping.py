@@ -16,7 +16,7 @@ import numpy as np
 from online_grads import optimizers
 from online_grads.assembly import blaming, estimator_of, model_of, place, x64
 from online_grads.config import Config
-from online_grads.experiment import Trainer, begin, trained, trainer
+from online_grads.experiment import trained
 from online_grads.grid import Axis
 from online_grads.grid_points import Point, grid
 from online_grads.grid_programs import beginning, config_of, groups, numbers, parted
@@ -24,6 +24,7 @@ from online_grads.loop import bar
 from online_grads.scores import Score, diverged, scores, tenths
 from online_grads.tables import ConfigError
 from online_grads.tasks import Task
+from online_grads.trainer import Trainer, begin, trainer
 
 # by the constructors, and by a device that has no memory left
 REFUSALS = (ConfigError, MemoryError, jax.errors.JaxRuntimeError)

@@ -11,7 +11,8 @@ import pytest
 from online_grads import compare_report
 from online_grads.compare import THROUGH, compare
 from online_grads.config import ConfigError, parse
-from online_grads.experiment import begin, train
+from online_grads.experiment import train
+from online_grads.trainer import begin
 
 compare_module = sys.modules["online_grads.compare"]  # the name is that of the function, too
 

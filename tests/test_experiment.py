@@ -10,9 +10,10 @@ import pytest
 
 from online_grads import Model, learner, losses, memory, rtrl, scan, tasks, tbptt
 from online_grads.config import ConfigError, EstimatorConfig, OptimizerConfig, parse
-from online_grads.experiment import Levels, Report, Result, begin, train
+from online_grads.experiment import Levels, Report, Result, train
 from online_grads.report import table
 from online_grads.scores import best, diverged, never_advanced, scores
+from online_grads.trainer import begin
 
 
 def toy(*, spoil=lambda bit, step, x: x, dtype=None):
