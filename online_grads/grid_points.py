@@ -35,6 +35,7 @@ class Point(NamedTuple):
 class Grid(NamedTuple):
     """All points, and the axes that they differ in."""
 
+    config: Config
     axes: tuple[Axis, ...]
     points: tuple[Point, ...]  # estimator by estimator, the last axis running fastest
 
@@ -61,35 +62,68 @@ def grid(config: Config, axes: Sequence[Axis]) -> Grid:
     >>> [(point.label, *point.values.values()) for point in made.points]
     [('rtrl', 0.3), ('rtrl', 0.4), ('snap', 0.3, 1), ('snap', 0.3, 2), ('snap', 0.4, 1), ('snap', 0.4, 2)]
     """
-    bases = {chosen.index: _base(config, chosen) for chosen in config.estimators}
+    plans: list[_Plan] = []
+    untaken: dict[str, list[UnknownKey]] = {axis.key: [] for axis in axes}
+    extra: set[float] = set()
     for axis in axes:
-        _check_index(axis, [*bases])
-    mine = {
-        chosen.index: [axis for axis in axes if _takes(config, bases[chosen.index], chosen.index, axis, axes)]
-        for chosen in config.estimators
-    }
-    for axis in axes:
-        if not any(axis in taken for taken in mine.values()):
-            raise _untaken(config, bases, axis, axes)
-    extra: list[Axis] = []
+        _check_index(axis, [chosen.index for chosen in config.estimators])
     for chosen in config.estimators:
-        taken = mine[chosen.index]
-        _check_places(taken)
+        mine = [axis for axis in axes if axis.estimator in (None, chosen.index)]
+        _check_places(mine)
         rates = chosen.optimizer.learning_rate
-        if len(rates) > 1 and RATE not in [axis.place for axis in taken]:
-            extra.append(Axis(RATE, rates))
-            taken.append(extra[-1])
-    total = sum(math.prod(len(axis.values) for axis in taken) for taken in mine.values())
+        if len(rates) > 1 and RATE not in [axis.place for axis in mine]:
+            extra.update(rates)
+            mine.append(Axis(RATE, rates))
+        plans += _plans(config, chosen, mine, untaken)
+    for axis in axes:
+        if not any(axis.key in map(_key, plan.axes) for plan in plans):
+            raise _nobody(config, axis, untaken[axis.key])
+    total = sum(math.prod(len(axis.values) for axis in plan.axes) for plan in plans)
     if total > MOST:
         raise ConfigError(f"--over: {total} points are more than {MOST}")
-    points = [
-        point
-        for chosen in config.estimators
-        for point in _points(config, chosen, bases[chosen.index], mine[chosen.index])
-    ]
+    points = [point for plan in plans for point in _points(config, plan)]
     for axis in axes:
         _check_values(axis, points)
-    return Grid((*axes, *_merged(extra)), tuple(points))
+    return Grid(config, (*axes, *([Axis(RATE, tuple(sorted(extra)))] if extra else [])), tuple(points))
+
+
+class _Plan(NamedTuple):
+    """An estimator and the axes that it takes."""
+
+    chosen: EstimatorConfig
+    base: dict[str, Any]
+    axes: list[Axis]
+
+
+def _plans(
+    config: Config, chosen: EstimatorConfig, axes: Sequence[Axis], untaken: dict[str, list[UnknownKey]]
+) -> Iterator[_Plan]:
+    """One for each choice of names, on which it depends what else is taken; why not is put into `untaken`."""
+
+    def taken(axis: Axis, names: dict[str, Any]) -> bool:
+        try:
+            _parsed(config, _with(base, {**names, axis.key: axis.values[0]}), chosen.index)
+        except UnknownKey as error:
+            if error.key in axis.key.split("."):
+                untaken[axis.key].append(error)
+                return False
+        except ConfigError:  # a point's mistake
+            pass
+        return True
+
+    base = _base(config, chosen)
+    naming = [axis for axis in axes if axis.key.endswith((".name", ".cell")) and taken(axis, {})]
+    for values in itertools.product(*(axis.values for axis in naming)):
+        names = dict(zip(map(_key, naming), values, strict=True))
+        others = [
+            axis for axis in axes if axis.key not in names and not axis.key.endswith((".name", ".cell"))
+        ]
+        found = [axis for axis in others if taken(axis, names)]
+        yield _Plan(chosen, base, [*(Axis(key, (value,)) for key, value in names.items()), *found])
+
+
+def _key(axis: Axis) -> str:
+    return axis.key
 
 
 def _base(config: Config, chosen: EstimatorConfig) -> dict[str, Any]:
@@ -100,7 +134,8 @@ def _base(config: Config, chosen: EstimatorConfig) -> dict[str, Any]:
     return tables
 
 
-def _points(config: Config, chosen: EstimatorConfig, base, axes: Sequence[Axis]) -> Iterator[Point]:
+def _points(config: Config, plan: _Plan) -> Iterator[Point]:
+    chosen, base, axes = plan
     label = _label(config, chosen, base, axes)
     for values in itertools.product(*(axis.values for axis in axes)):
         given = {axis.key: value for axis, value in zip(axes, values, strict=True)}
@@ -160,40 +195,10 @@ def _parsed(config: Config, tables: dict[str, Any], index: int) -> Config:
     return replace(found, estimators=(replace(found.estimators[0], index=index),))
 
 
-def _takes(config: Config, base, index: int, axis: Axis, axes: Sequence[Axis]) -> bool:
-    return axis.estimator in (None, index) and _unknown(config, base, index, axis, axes) is None
-
-
-def _unknown(config: Config, base, index: int, axis: Axis, axes: Sequence[Axis]) -> UnknownKey | None:
-    """Why an estimator does not take a key, whatever the axes that choose by name are at."""
-    names = [other for other in axes if other.key.endswith((".name", ".cell")) and other is not axis]
-    names = [other for other in names if other.estimator in (None, index)]
-    why = None
-    for values in itertools.product(*(other.values for other in names)):
-        chosen = {other.key: value for other, value in zip(names, values, strict=True)}
-        try:
-            _parsed(config, _with(base, {**chosen, axis.key: axis.values[0]}), index)
-            return None
-        except UnknownKey as error:
-            if error.key != axis.key.rpartition(".")[2]:
-                return None
-            why = error
-        except ConfigError:
-            return None
-    return why
-
-
-def _untaken(config: Config, bases: dict[int, dict[str, Any]], axis: Axis, axes) -> ConfigError:
+def _nobody(config: Config, axis: Axis, errors: Sequence[UnknownKey]) -> ConfigError:
     """The error that says what would be possible with one estimator or another."""
-    errors = [
-        error
-        for index, base in bases.items()
-        if axis.estimator in (None, index)
-        and (error := _unknown(config, base, index, axis, axes)) is not None
-    ]
     possible = {name for error in errors for name in error.possible}
-    _, _, key = axis.key.rpartition(".")
-    return ConfigError(f"{config.source}: --over {axis.key}: {unknown('key', key, possible)}")
+    return ConfigError(f"{config.source}: --over {axis.key}: {unknown('key', errors[0].key, possible)}")
 
 
 def _check_index(axis: Axis, indices: Sequence[int]) -> None:
@@ -219,9 +224,3 @@ def _check_values(axis: Axis, points: Sequence[Point]) -> None:
         those = [p for p in points if axis.key in p.values and p.values[axis.key] is value]
         if all(point.refused is not None for point in those):
             raise ConfigError(those[0].refused)
-
-
-def _merged(axes: Sequence[Axis]) -> list[Axis]:
-    """The learning rates of several estimators as one axis."""
-    values = {value for axis in axes for value in axis.values}
-    return [Axis(RATE, tuple(sorted(values)))] if values else []

@@ -18,7 +18,7 @@ def groups(points: Iterable[Point]) -> list[list[Point]]:
     found: dict[str, list[Point]] = {}
     for point in points:
         fixed = {key: value for key, value in point.values.items() if not _variable(point, key)}
-        found.setdefault(json.dumps([point.place, fixed]), []).append(point)
+        found.setdefault(json.dumps([point.place, [*point.values], fixed]), []).append(point)
     return sorted(found.values(), key=beginning)
 
 

@@ -171,7 +171,8 @@ def _edges(sweep: Sweep) -> list[str]:
         chosen = best(rows)
         for axis in sweep.axes:
             tried = [row.point.values[axis.key] for row in rows if axis.key in row.point.values]
-            if chosen is None or not axis.numeric or len({*tried}) < 3:
+            here = chosen is not None and axis.key in chosen.point.values
+            if chosen is None or not here or not axis.numeric or len({*tried}) < 3:
                 continue
             value = chosen.point.values[axis.key]
             for edge, word in ((max(tried), "largest"), (min(tried), "smallest")):

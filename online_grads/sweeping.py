@@ -18,7 +18,7 @@ from online_grads.assembly import blaming, estimator_of, model_of, place, x64
 from online_grads.config import Config
 from online_grads.experiment import trained
 from online_grads.grid import Axis
-from online_grads.grid_points import Point, grid
+from online_grads.grid_points import Grid, Point
 from online_grads.grid_programs import beginning, config_of, groups, numbers, parted
 from online_grads.loop import bar
 from online_grads.scores import Score, diverged, scores, tenths
@@ -56,35 +56,35 @@ class Sweep(NamedTuple):
     interrupt: KeyboardInterrupt | None
 
 
-def sweep_config(config: Config, axes: Sequence[Axis], *, progress: bool = False) -> Sweep:
+def train_grid(made: Grid, *, progress: bool = False) -> Sweep:
     """Train every estimator of a config at every point of a grid.
 
     A point that cannot be built, such as one of too high a rank for its cell, or that the device has no
     memory for, has a row that says why, and the others go on.
 
     Args:
-        config: what to train at every point.
-        axes: the keys to sweep and their values.
+        made: the points.
         progress: show a bar that counts points.
 
     Returns:
         A `Sweep`. Ctrl-C ends it early, with the rows of the programs that were done.
 
     Raises:
-        ConfigError: the grid is refused (see `grid`), or all of its points are.
+        ConfigError: all of its points are refused.
         KeyboardInterrupt: it came before the first program was done.
 
     >>> from online_grads.config import parse
+    >>> from online_grads.grid_points import grid
     >>> config = parse({
     ...     "task": {"name": "influence_balancing"}, "run": {"updates": 20},
     ...     "optimizer": {"name": "sgd", "learning_rate": 1e-4},
     ...     "estimator": [{"name": "tbptt", "window": 10}],
     ... })
-    >>> found = sweep_config(config, [Axis("optimizer.learning_rate", (1e-5, 1e-4, 1e-3))])
+    >>> found = train_grid(grid(config, [Axis("optimizer.learning_rate", (1e-5, 1e-4, 1e-3))]))
     >>> len(found.rows), found.programs
     (3, 1)
     """
-    made, interrupt = grid(config, axes), None
+    interrupt = None
     with bar(len(made.points), "points", "point") if progress else contextlib.nullcontext(int) as advanced:
         work = _Work(advanced)
         for point in made.points:
@@ -101,7 +101,7 @@ def sweep_config(config: Config, axes: Sequence[Axis], *, progress: bool = False
     if work.task is None:
         raise ConfigError(f"every point is refused; the first: {rows[0].refused}")
     return Sweep(
-        config=config,
+        config=made.config,
         axes=made.axes,
         rows=rows,
         points=len(made.points),

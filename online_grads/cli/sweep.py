@@ -9,7 +9,8 @@ from online_grads.cli import interrupts
 from online_grads.cli.places import count, require
 from online_grads.cli.work import add_arguments, folder_for, read, written
 from online_grads.grid import axes_of
-from online_grads.sweeping import sweep_config
+from online_grads.grid_points import grid
+from online_grads.sweeping import train_grid
 
 EPILOG = """\
 what --over takes, once or several times; the grid is the product of all:
@@ -57,11 +58,11 @@ def add(commands) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    axes = axes_of(arguments.over)
     chosen = read(arguments, [] if arguments.seeds is None else [f"run.seeds={arguments.seeds}"])
+    made = grid(chosen, axes_of(arguments.over))
     require("tomli_w")
     with folder_for(arguments, "-sweep") as folder:
-        found = sweep_config(chosen, axes, progress=sys.stderr.isatty())
+        found = train_grid(made, progress=sys.stderr.isatty())
         status = written(sweep_report.write, found, folder, _command(arguments))
     if found.failure is not None:
         print(f"online-grads: {found.failure}", file=sys.stderr)
