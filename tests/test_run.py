@@ -1,4 +1,4 @@
-"""The host loop: chunks change nothing, the caller's state survives, bad data end a run, a saved run goes on."""
+"""The host loop: chunks change nothing, the caller's state survives, bad data end a run, a saved one goes on."""
 
 import os
 import signal
@@ -11,7 +11,8 @@ import numpy as np
 import optax
 import pytest
 
-from online_grads import DataError, Estimate, Estimator, Interrupted, checkpoint, learner, run, scan
+from online_grads import DataError, Estimate, Estimator, Interrupted, Metrics, checkpoint, learner, run, scan
+from online_grads.loop import drive
 
 TRACES = []
 
@@ -255,3 +256,33 @@ def test_a_stream_that_blocks_can_be_interrupted(setting, tmp_path, saved):
     if saved:
         assert caught.value.saved.name == "step_000000000012"
         assert_equal(caught.value.state, run(online, state, xs[:12], ys[:12])[0])
+
+
+def counting(state, length):
+    return state + length, Metrics(np.zeros(1), np.ones(1, bool), np.zeros(1), None, {}), np.full(2, length)
+
+
+def test_every_so_many_steps_counts_from_the_streams_beginning():
+    saved = []
+    save = lambda done, state, metrics: saved.append((done, state, len(metrics.loss)))
+    drive(counting, 24, [(12, 12)] * 4, start=24, save=save, every=30)
+    assert saved == [(36, 36, 1), (60, 60, 3), (72, 72, 4)]
+    saved.clear()
+    drive(counting, 24, [(12, 12)] * 2, start=24, save=save, every=20, joined=True)
+    assert [done for done, *_ in saved] == [48]
+
+
+def test_a_signal_during_the_last_save_is_not_lost():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="SIGTERM; saved in there") as caught:
+        drive(counting, 0, [(5, 5)], save=lambda *_: os.kill(os.getpid(), signal.SIGTERM) or "there")
+    assert caught.value.state == 5
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(Interrupted, match="SIGINT; there was nothing new to save"):
+        drive(
+            counting,
+            7,
+            iter(lambda: os.kill(os.getpid(), signal.SIGINT), 1),
+            start=7,
+            save=lambda *_: "there",
+        )
