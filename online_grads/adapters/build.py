@@ -74,7 +74,8 @@ def build(cell: Functions, readout: Functions | None, loss: Callable, x: PyTree,
     def init(key):
         params, state, carry = cell.init(key)
         empty = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), out) if read is None else ()
-        return params, Hidden(carry, part(state), empty)
+        # a learner's state may be donated, and the module that was given stays whole
+        return jax.tree.map(jnp.copy, (params, Hidden(carry, part(state), empty)))
 
     def transition(params, hidden, x):
         moved, out = advance(params, hidden[:2], x)
@@ -209,15 +210,16 @@ def _constants(cell: Functions, begun: tuple, x) -> list:
         return state, result
 
     fixed = unchanged(step, params, state, carry, x)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    drawn = lambda kept: jaxprs.live_inputs(
-        jaxprs.trace(
-            lambda key: [leaf for leaf, k in zip(jax.tree.leaves(cell.init(key)[1]), kept, strict=True) if k],
-            key,
-        )
-    )[0]
     if not any(fixed):
         return [None] * len(fixed)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def drawn(chosen):
+        of = lambda key: [
+            leaf for leaf, one in zip(jax.tree.leaves(cell.init(key)[1]), chosen, strict=True) if one
+        ]
+        return jaxprs.live_inputs(jaxprs.trace(of, key))[0]
+
     if drawn(fixed):
         for number, (path, leaf) in enumerate(jax.tree.leaves_with_path(state)):
             if not fixed[number] or not drawn([other == number for other in range(len(fixed))]):

@@ -99,10 +99,11 @@ def _functions(role, module, trainable, call):
 
     def draw(key):
         _, params, state = nnx.split(make(nnx.Rngs(key)), trainable, ...)
-        return _copied((params, state))
+        return params, state
 
     def merge(params, state):
-        return nnx.merge(graph, *_copied((params, state)))
+        # with variables of its own: some versions of flax make the given ones those of the module
+        return nnx.merge(graph, *jax.tree.map(lambda leaf: leaf, (params, state)))
 
     def apply(params, state, *arguments):
         made = merge(params, state)
@@ -123,11 +124,6 @@ def _refuse_changes(what, before, after, differ) -> None:
         raise ValueError(
             f"a step {what} {names}: keep what changes in the carry or in another kind of variable"
         )
-
-
-def _copied(tree: PyTree) -> PyTree:
-    """The tree with variables of its own: `nnx.merge` makes the given ones those of the module."""
-    return jax.tree.map(lambda leaf: leaf, tree)
 
 
 def _part(state, keep):

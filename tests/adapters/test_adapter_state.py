@@ -45,6 +45,10 @@ class NnxCentred(nnx.Module):
         self.mean[...] = 0.9 * self.mean[...] + 0.1 * h
         return h, self.dropout(h)
 
+    def initialize_carry(self, shape, rngs):
+        self.dropout.rngs()  # moves the module, but no module of the caller
+        return ZEROS
+
 
 class EquinoxCentred(eqx.Module):
     """The same; equinox passes states and keys by hand, here in the carry."""
@@ -105,7 +109,7 @@ def test_linen_variables_take_the_place_of_init():
 def test_nnx_statistics_and_dropout():
     module = NnxCentred(nnx.Rngs(0))
     before = jax.tree.map(jnp.copy, nnx.state(module))
-    model = from_nnx.from_module(module, losses.squared_error, **OPTIONS, carry=ZEROS)
+    model = from_nnx.from_module(module, losses.squared_error, **OPTIONS)
     params, hidden = model.init(KEY)
     paths = {jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(hidden.state)}
     # the module's own key and scale are constants
@@ -126,14 +130,17 @@ def test_nnx_statistics_and_dropout():
         return jax.jit(jax.grad(mean_loss))(params)
 
     assert exact(model, params, hidden, by_the_framework) <= 1e-10
-    # nothing has moved the module that was given
+    # nothing has moved what was given: a state, the module, its arrays
+    first, again = (model.transition(params, hidden, EXAMPLE[0]) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    jax.jit(lambda given: given, donate_argnums=0)(model.init(KEY))
     jax.tree.map(
         np.testing.assert_array_equal, jax.tree.map(_data, before), jax.tree.map(_data, nnx.state(module))
     )
 
 
 def test_nnx_constructors_draw_keys_anew():
-    model = from_nnx.from_module(NnxCentred, losses.squared_error, **OPTIONS, carry=ZEROS)
+    model = from_nnx.from_module(NnxCentred, losses.squared_error, **OPTIONS)
     keys = [model.init(jax.random.key(seed))[1].state["cell"]["dropout"]["rngs"]["key"] for seed in (0, 1)]
     one, other = (np.asarray(_data(jax.tree.leaves(key)[0])) for key in keys)
     assert (one != other).any()
