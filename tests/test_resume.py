@@ -226,11 +226,11 @@ def test_the_command_goes_on_or_says_why_not(here, capsys, monkeypatch, interrup
 
 def equal_results(one: Path, other: Path):
     """Bitwise, but for times."""
-    packed = [np.load(folder / "metrics.npz") for folder in (one, other)]
-    assert packed[0].files == packed[1].files
-    for name in packed[0].files:
-        assert packed[0][name].dtype == packed[1][name].dtype
-        np.testing.assert_array_equal(packed[0][name], packed[1][name])
+    with np.load(one / "metrics.npz") as mine, np.load(other / "metrics.npz") as its:
+        assert mine.files == its.files
+        for name in mine.files:
+            assert mine[name].dtype == its[name].dtype
+            np.testing.assert_array_equal(mine[name], its[name])
     said = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
     for each in said:
         for row in each["estimators"].values():
