@@ -148,7 +148,7 @@ class Gathering:
                     return self._trouble(f"the stream raised {named}", error)
                 try:
                     self._store(observation, length)
-                except ValueError as error:
+                except Exception as error:  # whatever it is, the loop must hear of it
                     return self._trouble(f"step {self._step} of the stream: {error}", error)
             if self._over or self._law is None:
                 return None

@@ -1,4 +1,4 @@
-"""The host loop: chunks change nothing, the caller's state survives, bad data end a run, a saved one goes on."""
+"""The host loop: chunks change nothing, the caller's state survives, bad data end a run, runs go on."""
 
 import os
 import signal

@@ -149,6 +149,7 @@ TROUBLES = {
         lambda: [(np.zeros(2), np.zeros(2))],
         r"expected x float64\[2\], y\['y'\] float64\[2\], got the leaves x, y",
     ),
+    "mixed keys": (13, lambda: [({1: 0.0, "a": 0.0}, 0.0)], r"step 13 of the stream: .*keys"),
     "no pair": (13, lambda: [np.zeros(2)], r"step 13 of the stream: expected a pair \(x, y\), got ndarray"),
     "raises": (13, boom, r"the stream raised OSError at step 13: cable pulled"),
     "blocks": (13, lambda: iter(time.sleep, 0), r"no observation for 0.05 s: the stream blocks at step 13"),
