@@ -1,6 +1,7 @@
 """Every test runs in float64, and no shape or dtype is promoted silently."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -33,6 +34,8 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# nobody reads from which lines of Python a program came
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 
 def pytest_addoption(parser):
@@ -44,6 +47,11 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     # an entry that another process is just writing; it is compiled then
     config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache:UserWarning")
+
+
+def pytest_collection_finish():
+    """What there is by now stays: the garbage collector need not look through it again and again."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
