@@ -81,8 +81,9 @@ def sweep_curves(
     losses = [
         pair for panel in panels for line in panel.lines for pair in zip(line.loss, line.lost, strict=True)
     ]
-    steady = [values.mean() for values, lost in losses if len(values) and not lost]
-    means = np.array(steady or [values.mean() for values, _ in losses if len(values)])
+    steady = [_band(values, False)[0] for values, lost in losses if not lost]
+    means = np.array(steady or [_band(values, False)[0] for values, _ in losses])
+    means = means[np.isfinite(means)]
     levels = np.array([*means, *(references or {}).values()])
     log_y = bool(means.size and means.min() > 0 and levels.max() > 100 * means.min())
     levels = levels[levels > 0] if log_y else levels
@@ -130,7 +131,8 @@ def _band(values: np.ndarray, log_y: bool) -> tuple[float, float, float]:
     """Mean, lower and upper edge over seeds; NaN, which leaves a gap, where no seed counts."""
     if not len(values):
         return np.nan, np.nan, np.nan
-    mean = values.mean()
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-    low, high = (values.min(), values.max()) if log_y else (mean - error, mean + error)
+    with np.errstate(all="ignore"):  # a diverging loss may overflow
+        mean = values.mean()
+        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+        low, high = (values.min(), values.max()) if log_y else (mean - error, mean + error)
     return mean, low, high

@@ -82,7 +82,11 @@ def write(sweep: Sweep, folder: Path, command: str) -> None:
 
 
 def best_configs(sweep: Sweep, command: str) -> dict[str, str]:
-    """Each estimator's best setting as a config that `online-grads run` takes: file name -> TOML."""
+    """Each estimator's best setting as a config: file name -> TOML.
+
+    `online-grads run` then gives the loss of the table, to rounding: there may be other points in a sweep's
+    program, and numbers other than the learning rate are arrays there.
+    """
     import tomli_w
 
     found: dict[str, str] = {}
@@ -159,9 +163,10 @@ def _refused(sweep: Sweep) -> list[str]:
         if row.refused is not None:
             where = (row.point.label, row.refused)
             reasons[where] = reasons.get(where, 0) + 1
-    return [
+    said = [
         f"refused: {label}, {counted(number, 'point')}: {why}" for (label, why), number in reasons.items()
     ]
+    return said[:MOST] + ["… sweep.json has all refusals"] * (len(said) > MOST)
 
 
 def _edges(sweep: Sweep) -> list[str]:

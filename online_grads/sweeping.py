@@ -85,7 +85,8 @@ def train_grid(made: Grid, *, progress: bool = False) -> Sweep:
     (3, 1)
     """
     interrupt = None
-    with bar(len(made.points), "points", "point") if progress else contextlib.nullcontext(int) as advanced:
+    shown = bar(len(made.points), "points", "point") if progress else contextlib.nullcontext(_silent)
+    with shown as advanced:
         work = _Work(advanced)
         for point in made.points:
             if point.refused is not None:
@@ -205,3 +206,7 @@ class _Work:
 
 def _why(error: Exception) -> str:
     return " ".join(str(error).split()) or "out of memory"
+
+
+def _silent(points: int) -> None:
+    """In place of a bar."""

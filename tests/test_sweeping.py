@@ -16,6 +16,7 @@ from online_grads.experiment import Result, train
 from online_grads.grid import axes_of
 from online_grads.grid_points import grid
 from online_grads.scores import scores
+from online_grads.sweep_plots import sweep_curves
 from online_grads.sweeping import train_grid
 from online_grads.tables import ConfigError
 
@@ -66,6 +67,7 @@ def quick(monkeypatch):
         chosen = trainer.config
         level = 1 + np.abs(np.log10(chosen.optimizer.learning_rate) + 4)[:, None, None]
         loss = level * np.linspace(3, 1, 20) + 0.1 * np.arange(chosen.seeds)[:, None]
+        loss = np.where(level > 5, 1e200 / loss, loss)  # too high a rate or too low
         result = Result(chosen, loss, np.ones(loss.shape, bool), loss, None, 1e-6, 0.1, 8)
         return result, quick.failure
 
@@ -98,8 +100,6 @@ def test_numbers_share_a_program_and_every_point_is_as_if_trained_alone():
 
 
 def test_a_figure_has_a_panel_for_each_key_and_a_line_for_each_estimator():
-    from online_grads.sweep_plots import sweep_curves
-
     figure = sweep_curves(sweep_report.panels(swept()), ylabel="loss")
     rate, sigma = figure.axes
     assert (rate.get_xlabel(), sigma.get_xlabel()) == ("optimizer.learning_rate", "estimator.sigma")
@@ -168,6 +168,16 @@ def test_the_table_of_many_points_has_the_best(quick):
     assert [line.split()[0] for line in lines[1:11]] == ["ES,"] * 5 + ["tbptt(10)"] * 5
     assert [line.split()[2:4] for line in lines[1:3]] == [["*", "0.0001"], ["7.94e-05", "1.208"]]
     assert lines[11] == "… the best of each estimator; sweep.json has all 82 points"
+
+
+def test_what_diverges_does_not_set_the_range_of_the_figure(quick):
+    found = sweep("optimizer.learning_rate=1e-5,1e-4,10.0")
+    figure = sweep_curves(sweep_report.panels(found), ylabel="loss", references={"chance": 5.0})
+    (axes,) = figure.axes
+    assert axes.lines[0].get_ydata()[-1] > 1e198
+    assert axes.get_ylim() == pytest.approx((0.87, 5.2), abs=0.2)
+    assert "chance" in [text.get_text() for text in axes.texts]
+    assert [row.score.diverged for row in found.rows] == [0, 0, 2, 0, 0, 1]
 
 
 def test_a_best_value_on_the_edge_is_said(quick):
