@@ -1,6 +1,19 @@
 """Online gradient estimators for recurrent computation, as pure (init, update) pairs over pytrees."""
 
-from online_grads import cells, control, diagnostics, losses, meta, plots, readouts, tasks, td
+from online_grads import (
+    adapters,
+    cells,
+    checkpoint,
+    control,
+    diagnostics,
+    logs,
+    losses,
+    meta,
+    plots,
+    readouts,
+    tasks,
+    td,
+)
 from online_grads.estimators import feedback
 from online_grads.estimators.future_facing.adaptive_tbptt import adaptive_tbptt
 from online_grads.estimators.future_facing.artbp import artbp
@@ -53,10 +66,12 @@ __all__ = [
     "StreamError",
     "TbpttState",
     "adaptive_tbptt",
+    "adapters",
     "artbp",
     "averaged",
     "batched",
     "cells",
+    "checkpoint",
     "control",
     "diagnostics",
     "dni",
@@ -74,6 +89,7 @@ __all__ = [
     "kernl",
     "kf_rtrl",
     "learner",
+    "logs",
     "losses",
     "memory",
     "meta",

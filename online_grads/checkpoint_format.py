@@ -10,14 +10,13 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from online_grads.checkpoint_leaves import as_stored, form
+from online_grads.versions import versions
 
 FORMAT, VERSION = "online-grads checkpoint", 1
 MANIFEST, ARRAYS = "manifest.json", "arrays.npz"
@@ -50,7 +49,7 @@ def write(folder: Path, leaves: Mapping[str, Any], notes: Mapping[str, Any]) -> 
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "written_by": {"online-grads": version("online-grads"), "jax": jax.__version__},
+        "written_by": versions(),
         "notes": notes,
         "leaves": [
             {

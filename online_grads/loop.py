@@ -65,8 +65,9 @@ def drive(
         callback: called after each chunk with the number of steps done and the chunk's metrics.
         save: (steps done, state, metrics so far or None unless `joined`) -> where it saved them. It is called
             after the callback, at the first end of a chunk that reaches another `every` steps, at the end of
-            the stream, before a `StreamError` is raised, and when SIGINT or SIGTERM came, which then wait for
-            the end of the chunk. It must not keep the state itself, which is donated again.
+            the stream, before a `StreamError` is raised or what the callback raises, and when SIGINT or
+            SIGTERM came, which then wait for the end of the chunk. It must not keep the state itself, which is
+            donated again.
         every: None saves at the ends only.
         joined: keep the metrics of all chunks; else only those of the last, and memory stays constant.
 
@@ -112,7 +113,8 @@ def drive(
                     done += length
                     advanced(length)
                     if callback is not None:
-                        callback(done, metrics)
+                        with _on_error(store):
+                            callback(done, metrics)
                     if every is not None and done // every > saved // every:
                         store()
                 leave_if_asked()
@@ -185,6 +187,16 @@ def _joined(history: list[Metrics]) -> Any:
     if not history:
         return None
     return jax.tree.map(lambda *parts: np.concatenate(parts), *history)
+
+
+@contextlib.contextmanager
+def _on_error(act: Callable[[], None]):
+    """Act before an exception of the body goes on its way."""
+    try:
+        yield
+    except Exception:
+        act()
+        raise
 
 
 @contextlib.contextmanager

@@ -68,8 +68,8 @@ def run(
         progress: show a bar with steps per second.
         callback: called between chunks with the number of steps done and the chunk's metrics.
         checkpoints: a folder for checkpoints, made if it is missing. The state is saved there at the end,
-            when something is wrong with the stream, and when SIGINT or SIGTERM comes, which then waits for
-            the end of the chunk.
+            when something is wrong with the stream, when the callback raises, and when SIGINT or SIGTERM
+            comes, which then waits for the end of the chunk.
         every: also save at the first end of a chunk that reaches another so many steps.
         last: so many checkpoints are kept, the newest.
         resume: go on from the newest checkpoint, if there is one: `state` only says what it looks like,

@@ -166,7 +166,8 @@ def test_a_killed_process_leaves_whole_lines(tmp_path):
     # os.fork would take the threads of JAX along
     endless = (
         "import sys, itertools, numpy as np\n"
-        "from online_grads.logs import Metrics, json_lines\n"
+        "from online_grads import Metrics\n"
+        "from online_grads.logs import json_lines\n"
         "log, ones = json_lines(sys.argv[1]), np.ones(1)\n"
         "for step in itertools.count(1): log(step, Metrics(ones, ones > 0, ones, None, {}))\n"
     )

@@ -189,6 +189,18 @@ def test_when_checkpoints_are_saved_and_how_many_are_kept(setting, tmp_path):
         run(online, state, xs, ys, window=4, chunk=12, checkpoints=tmp_path / "c")
     assert names(tmp_path / "c") == ["step_000000000036"]
     assert_equal(checkpoint.restore(checkpoint.latest(tmp_path / "c"), state), caught.value.state)
+    with pytest.raises(ZeroDivisionError):  # by the callback of the second chunk
+        run(
+            online,
+            state,
+            xs,
+            ys,
+            window=4,
+            chunk=12,
+            callback=lambda n, _: 1 // (24 - n),
+            checkpoints=tmp_path / "d",
+        )
+    assert names(tmp_path / "d") == ["step_000000000024"]
 
 
 def test_a_checkpoint_of_something_else_is_refused(setting, tmp_path):
