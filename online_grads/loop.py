@@ -66,8 +66,8 @@ def drive(
         save: (steps done, state, metrics so far or None unless `joined`) -> where it saved them. It is called
             after the callback, at the first end of a chunk that reaches another `every` steps, at the end of
             the stream, before a `StreamError` is raised or what the callback raises, and when SIGINT or
-            SIGTERM came, which then wait for the end of the chunk. It must not keep the state itself, which is
-            donated again.
+            SIGTERM came, which then wait for the end of the chunk. It must not keep the state itself, which
+            is donated again.
         every: None saves at the ends only.
         joined: keep the metrics of all chunks; else only those of the last, and memory stays constant.
 

@@ -11,9 +11,9 @@ from online_grads.types import Metrics
 class Callback(Protocol):
     """What `run` calls between chunks; what it returns is not looked at.
 
-    An exception that it raises ends the run and reaches the caller as it is, after a last checkpoint if the run
-    makes any. Else a checkpoint is written after the callback was called, so that what a log says goes at
-    least as far.
+    An exception that it raises ends the run and reaches the caller as it is, after a last checkpoint if the
+    run makes any. Else a checkpoint is written after the callback was called, so that what a log says goes
+    at least as far.
     """
 
     def __call__(self, step: int, metrics: Metrics, /) -> Any:
