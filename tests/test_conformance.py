@@ -79,6 +79,25 @@ def case(name, transform="plain", resets=False):
     return estimator, params, hidden, models.stream(model, STEPS)
 
 
+@functools.cache
+def begun(name, transform="plain", resets=False):
+    """The estimator's state before the first step."""
+    estimator, params, hidden, _ = case(name, transform, resets)
+    return jax.jit(estimator.init)(params, hidden, key=jax.random.key(1))
+
+
+@functools.cache
+def compiled_update(name):
+    return jax.jit(case(name)[0].update)
+
+
+@functools.cache
+def gradient_of_key(name):
+    """The whole stream's, of the key."""
+    estimator, params, hidden, (xs, ys) = case(name)
+    return jax.jit(lambda key: gradient(estimator, params, hidden, xs, ys, key=key, window=WINDOW))
+
+
 def close(one, other, tolerance=1e-10):
     chex.assert_trees_all_close(one, other, rtol=tolerance, atol=tolerance)
 
@@ -88,7 +107,7 @@ def close(one, other, tolerance=1e-10):
 def test_protocol_and_fixed_point(name, transform):
     """The gradient is like params, and the carry keeps structure, shapes, dtypes and size."""
     estimator, params, hidden, (xs, ys) = case(name, transform)
-    state = estimator.init(params, hidden, key=jax.random.key(1))
+    state = begun(name, transform)
     for k in (1, WINDOW, STEPS):
         moved, estimate = jax.eval_shape(estimator.update, state, params, xs[:k], ys[:k])
         assert isinstance(estimate, Estimate)
@@ -109,8 +128,8 @@ def test_single_precision_stays_single(name):
     cast = lambda tree: jax.tree.map(lambda s: s.astype(jnp.float32), tree)
     single = model._replace(init=lambda key: cast(model.init(key)), example=cast(model.example))
     estimator = ESTIMATORS[name].constructor(single)
-    params, hidden = single.init(jax.random.key(0))
-    state = estimator.init(params, hidden, key=jax.random.key(1))
+    params, hidden = jax.eval_shape(single.init, jax.random.key(0))
+    state = jax.eval_shape(estimator.init, params, hidden, key=jax.random.key(1))
     for k in (1, 2):
         found = jax.eval_shape(estimator.update, state, params, *models.stream(single, k))
         floats = [leaf.dtype for leaf in jax.tree.leaves(found) if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -119,29 +138,25 @@ def test_single_precision_stays_single(name):
 
 @EVERY
 def test_one_compilation_and_no_difference_to_eager(name):
-    estimator, params, hidden, (xs, ys) = case(name)
-    compiled = jax.jit(estimator.update)
-    eager_state = state = estimator.init(params, hidden, key=jax.random.key(1))
+    estimator, params, _, (xs, ys) = case(name)
+    compiled = compiled_update(name)
+    state = begun(name)
     for start in (0, WINDOW, 2 * WINDOW):
         part = xs[start : start + WINDOW], ys[start : start + WINDOW]
         state, estimate = compiled(state, params, *part)
     assert compiled._cache_size() == 1
     with jax.disable_jit():
-        eager_state, eager = estimator.update(eager_state, params, xs[:WINDOW], ys[:WINDOW])
-    state, estimate = compiled(
-        estimator.init(params, hidden, key=jax.random.key(1)), params, xs[:WINDOW], ys[:WINDOW]
-    )
+        eager_state, eager = estimator.update(begun(name), params, xs[:WINDOW], ys[:WINDOW])
+    state, estimate = compiled(begun(name), params, xs[:WINDOW], ys[:WINDOW])
     close(estimate, eager)
     close(hidden_of(state), hidden_of(eager_state))
 
 
 @EVERY
 def test_vmap_over_seeds_is_the_loop_over_seeds(name):
-    estimator, params, hidden, (xs, ys) = case(name)
     keys = jax.random.split(jax.random.key(2), 3)
-    run = lambda key: gradient(estimator, params, hidden, xs, ys, key=key, window=WINDOW)
-    together = jax.jit(jax.vmap(run))(keys)
-    single = jax.jit(run)
+    single = gradient_of_key(name)
+    together = jax.jit(jax.vmap(single))(keys)
     for number, key in enumerate(keys):
         close(jax.tree.map(lambda leaf, i=number: leaf[i], together), single(key))
     different = [not np.allclose(leaf[0], leaf[1]) for leaf in jax.tree.leaves(together["cell"])]
@@ -153,7 +168,7 @@ def test_chunked_is_unchunked_bitwise(name, tmp_path):
     """Also if the state between two chunks has been on disk."""
     estimator, params, hidden, (xs, ys) = case(name)
     online = learner(estimator, optax.sgd(1e-2, momentum=0.9))
-    start = online.init(params, hidden, key=jax.random.key(1))
+    start = jax.jit(online.init)(params, hidden, key=jax.random.key(1))
     run = jax.jit(lambda state, xs, ys: scan(online, state, xs, ys, window=WINDOW))
     whole, _ = run(start, xs, ys)
     half = STEPS // 2
@@ -173,12 +188,12 @@ def test_streams_of_a_batch_are_streams_on_their_own(name):
     many = batched(estimator, STREAMS)
     xs, ys = models.stream(models.gru(), STREAMS * WINDOW)
     xs, ys = (leaf.reshape(WINDOW, STREAMS, -1) for leaf in (xs, ys))
-    state = many.init(params, hidden, key=jax.random.key(1))
+    state = jax.jit(many.init)(params, hidden, key=jax.random.key(1))
     after, estimate = jax.jit(many.update)(state, params, xs, ys)
     alone = []
     for s in range(STREAMS):
         own = jax.tree.map(lambda leaf, s=s: leaf[s], state.streams)
-        own, one = jax.jit(estimator.update)(own, params, xs[:, s], ys[:, s])
+        own, one = compiled_update(name)(own, params, xs[:, s], ys[:, s])
         alone.append(one.grads)
         close(jax.tree.map(lambda leaf, s=s: leaf[s], hidden_of(after)), hidden_of(own))
         close(estimate.outputs[:, s], one.outputs)
@@ -191,7 +206,8 @@ def test_a_reset_makes_two_separate_streams(name):
 
     Where gradients come late, both sides count what is owed: + flush.
     """
-    estimator, params, hidden, ((xs, resets), ys) = case(name, resets=True)
+    estimator, params, _, ((xs, resets), ys) = case(name, resets=True)
+    start = begun(name, resets=True)
     update = jax.jit(estimator.update)
     late = estimator.flush is not None
     owed = jax.jit(lambda state: estimator.flush(state, params)[1]) if late else lambda state: nothing
@@ -199,8 +215,7 @@ def test_a_reset_makes_two_separate_streams(name):
     plus = lambda *trees: jax.tree.map(lambda *leaves: sum(leaves), *trees)
     times = lambda count, tree: jax.tree.map(lambda leaf: count * leaf, tree)
     k = 6  # twice r: fewer shapes to compile
-    state = estimator.init(params, hidden, key=jax.random.key(1))
-    state, _ = update(state, params, (xs[:k], resets[:k]), ys[:k])
+    state, _ = update(start, params, (xs[:k], resets[:k]), ys[:k])
     xs, ys, calm = xs[k:], ys[k:], resets[k:]
     for r in (0, 3):
         at = calm.at[r].set(True)
@@ -209,8 +224,7 @@ def test_a_reset_makes_two_separate_streams(name):
         if r:
             until, before = update(state, params, (xs[:r], at[:r]), ys[:r])
             expected = times(r, before.grads)
-        fresh = estimator.init(params, hidden, key=jax.random.key(1))
-        fresh = with_parts_of(state if name in PER_SEGMENT else until, fresh, is_learned)
+        fresh = with_parts_of(state if name in PER_SEGMENT else until, start, is_learned)
         fresh = with_parts_of(state, fresh, is_key)
         fresh_end, after = update(fresh, params, (xs[r:], at[r:]), ys[r:])
         expected = plus(expected, owed(until), times(k - r, after.grads), owed(fresh_end))
@@ -256,10 +270,9 @@ def test_what_comes_late_is_stated_and_owed(name):
 @pytest.mark.parametrize("name", [name for name, row in ESTIMATORS.items() if row.delay != "none"])
 def test_late_gradients_are_flushed_once(name):
     """A second flush owes nothing, and the readout's part, which is never late, is not in it."""
-    estimator, params, hidden, (xs, ys) = case(name)
-    state = estimator.init(params, hidden, key=jax.random.key(1))
+    estimator, params, _, (xs, ys) = case(name)
     flush = jax.jit(estimator.flush)
-    state, _ = jax.jit(estimator.update)(state, params, xs[:2], ys[:2])
+    state, _ = compiled_update(name)(begun(name), params, xs[:WINDOW], ys[:WINDOW])
     state, owed = flush(state, params)
     assert any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(owed["cell"]))
     assert not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(owed["readout"]))
@@ -277,7 +290,7 @@ def test_nan_is_reported_and_stays_with_its_seed(name):
     estimator, params, hidden, (xs, ys) = case(name)
     online = learner(estimator, optax.sgd(0.1))
     keys = jax.random.split(jax.random.key(1), 3)
-    states = jax.vmap(lambda key: online.init(params, hidden, key=key))(keys)
+    states = jax.jit(jax.vmap(lambda key: online.init(params, hidden, key=key)))(keys)
     sick = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), states.params)
     run = jax.jit(jax.vmap(lambda state: scan(online, state, xs, ys, window=WINDOW)))
     _, healthy = run(states)
@@ -290,15 +303,14 @@ def test_nan_is_reported_and_stays_with_its_seed(name):
 
 @EVERY
 def test_constructors_work_inside_jit(name):
-    estimator, params, hidden, (xs, ys) = case(name)
+    _, params, hidden, (xs, ys) = case(name)
 
     @jax.jit
     def inside(params):
         made = ESTIMATORS[name].constructor(models.gru(), **SETTINGS[name][1])
         return gradient(made, params, hidden, xs, ys, key=jax.random.key(3), window=WINDOW)
 
-    run = lambda params: gradient(estimator, params, hidden, xs, ys, key=jax.random.key(3), window=WINDOW)
-    close(inside(params), jax.jit(run)(params))
+    close(inside(params), gradient_of_key(name)(jax.random.key(3)))
 
 
 def with_parts_of(state, fresh, chosen):
