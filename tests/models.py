@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from online_grads import Model, cells, from_cell, losses, readouts, with_resets
 
@@ -311,5 +312,5 @@ def exact_gradient(model, params, hidden, xs, ys):
 
 def relative_error(got, expected):
     """‖got - expected‖ / ‖expected‖ over all leaves."""
-    got, expected = (jax.flatten_util.ravel_pytree(tree)[0] for tree in (got, expected))
-    return float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
+    flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+    return float(np.linalg.norm(flat(got) - flat(expected)) / np.linalg.norm(flat(expected)))

@@ -11,8 +11,8 @@ from online_grads.analysis import analyse
 from online_grads.linearize import Weights
 from tests.models import exact_gradient, relative_error
 
-N, M = 3, 2
-P = {
+N, M = 2, 3
+SHAPES = {
     "W": (N, N),
     "U": (N, M),
     "b": (N,),
@@ -23,6 +23,9 @@ P = {
     "K": (1, N, N),
     "k": (1, N),
 }
+RNG = np.random.default_rng(0)
+VALUES = {name: 0.5 * RNG.normal(size=shape) for name, shape in SHAPES.items()}
+START, XS, YS = np.linspace(-1, 1, N), RNG.normal(size=(6, M)), RNG.normal(size=(6, N))
 # transition -> the weights of every drive, by their parameters' names
 DRIVES = {
     "a layer": (lambda p, h, x: jnp.tanh(p["W"] @ h + p["U"] @ x + p["b"]), ["WUb"]),
@@ -57,13 +60,7 @@ DRIVES = {
 
 def model_of(name):
     transition, drives = DRIVES[name]
-    used = sorted(set("".join(drives)))
-
-    def init(key):
-        keys = jax.random.split(key, len(used))
-        params = {n: 0.5 * jax.random.normal(k, P[n]) for n, k in zip(used, keys, strict=True)}
-        return params, jnp.linspace(-1, 1, N)
-
+    init = lambda key: ({n: jnp.asarray(VALUES[n]) for n in set("".join(drives))}, jnp.asarray(START))
     loss = lambda params, h, y: (jnp.sum((h - y) ** 2), ())
     return Model(init, transition, loss, (jnp.zeros(M), jnp.zeros(N)))
 
@@ -79,16 +76,18 @@ def test_sites_that_are_only_added_up_are_one_drive(name):
 @pytest.mark.parametrize("name", DRIVES)
 def test_the_gradient_is_exact_however_they_are_joined(name):
     model = model_of(name)
-    params, hidden = model.init(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(1))
-    xs, ys = jax.random.normal(keys[0], (6, M)), jax.random.normal(keys[1], (6, N))
-    expected = exact_gradient(model, params, hidden, xs, ys)
-    for window in (1, 3):
-        run = lambda key, w=window: gradient(rtrl(model), params, hidden, xs, ys, key=key, window=w)
-        assert relative_error(jax.jit(run)(jax.random.key(2)), expected) <= 1e-10
-    for full in (snap(model, order=N), optimal_kronecker(model, rank=3 * N)):
-        run = lambda key, full=full: gradient(full, params, hidden, xs, ys, key=key)
-        assert relative_error(jax.jit(run)(jax.random.key(2)), expected) <= 1e-6
+    # a drive has N² pairs of a hidden entry and a unit: so many products hold all of its influence
+    kronecker = optimal_kronecker(model, rank=N * N)
+    estimators = (rtrl(model), 1), (rtrl(model), 3), (snap(model, order=N), 1), (kronecker, 1)
+
+    @jax.jit
+    def gradients(*given):
+        each = [gradient(e, *given, key=jax.random.key(2), window=window) for e, window in estimators]
+        return exact_gradient(model, *given), each
+
+    expected, each = gradients(*model.init(jax.random.key(0)), XS, YS)
+    for got, bound in zip(each, (1e-10, 1e-10, 1e-6, 1e-6), strict=True):
+        assert relative_error(got, expected) <= bound
 
 
 def test_joined_sites_share_one_product_of_the_kronecker_methods():
