@@ -137,7 +137,7 @@ def parse(tables: dict[str, Any], overrides: Iterable[str] = (), *, source: str 
     try:
         return _config(_laid(tables, given), source)
     except ConfigError as error:
-        error.args = (f"{source}: {error}",)
+        error.args = (f"{source}: {error}", *error.args[1:])
         raise
 
 

@@ -190,7 +190,8 @@ def _parsed(config: Config, tables: dict[str, Any], index: int) -> Config:
     try:
         found = parse(tables, source=config.source)
     except ConfigError as error:
-        error.args = (str(error).replace("estimator.0", f"estimator.{index}"),)
+        said = str(error).replace("estimator.0", f"estimator.{index}")
+        error.args = (said, *error.args[1:])
         raise
     return replace(found, estimators=(replace(found.estimators[0], index=index),))
 

@@ -21,9 +21,12 @@ class UnknownKey(ConfigError):
     """A key that a table does not take, and those that it takes."""
 
     def __init__(self, message: str, key: str, possible: Iterable[str]):
-        super().__init__(message)
+        super().__init__(message, key, tuple(possible))
         self.key = key
         self.possible = tuple(possible)
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class Section:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import math
+import pickle
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from online_grads import ESTIMATORS, config
 from online_grads.cells import CELLS
 from online_grads.config import ConfigError, OptimizerConfig, load, parse
 from online_grads.signatures import expected, fits, options
-from online_grads.tables import lay
+from online_grads.tables import UnknownKey, lay
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TABLES = {
@@ -370,6 +371,14 @@ def test_mistakes_in_the_newer_keys(path, value, message):
     with pytest.raises(ConfigError, match="^here.toml: " + re.escape(message)) as caught:
         parse(changed(path, value), source="here.toml")
     assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_survives_a_process_pool():
+    with pytest.raises(UnknownKey) as raised:
+        parse({"task": {"name": "add"}, "run": {"step": 4}})
+    error = pickle.loads(pickle.dumps(raised.value))
+    assert str(error).startswith("config: run.step: unknown key; did you mean 'steps'?")
+    assert (error.key, error.possible) == ("step", raised.value.possible)
 
 
 def test_what_is_compared_by_default_and_otherwise():
