@@ -17,7 +17,7 @@ except ImportError:  # Windows has no such locks: nothing is known about other w
 def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write bytes to a file, which is complete or as it was.
 
-    They go to a hidden file beside it first, which then takes its place.
+    They go to a hidden file beside it first, which is synced to the disk and then takes its place.
 
     Args:
         path: where to, in a folder that exists.
@@ -32,10 +32,21 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     beside = path.with_name(f".{path.name}.part")
     try:
         beside.write_bytes(content)
+        _sync(beside)
         os.replace(beside, path)
-    except OSError:
+    except BaseException:
         beside.unlink(missing_ok=True)
         raise
+    _sync(path.parent)
+
+
+def file_name(label: str) -> str:
+    """A label as part of a file's name: ASCII letters, digits, dots and hyphens, 100 at most.
+
+    >>> file_name("UORO, ρ = 0.5"), len(file_name(300 * "n"))
+    ('UORO_0.5', 100)
+    """
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", label).strip("_")[:100]
 
 
 @contextlib.contextmanager
@@ -62,7 +73,7 @@ def whole_folder(path: Path, *, aside: Path | None = None) -> Iterator[Path]:
     (False, '[1, 2]')
     """
     beside = _hidden(path)
-    with _locked(path.parent, alone=False):
+    with locked(path.parent, alone=False):
         try:
             beside.mkdir()
             yield beside
@@ -109,10 +120,47 @@ def clear_leftovers(folder: Path) -> None:
 
     They stay while another process or thread writes there, and where the file system has no locks.
     """
-    with _locked(folder, alone=True) as alone:
+    with locked(folder, alone=True) as alone:
         if alone:
             for left in [left for left in folder.iterdir() if _HIDDEN.fullmatch(left.name)]:
                 shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, alone: bool) -> Iterator[bool | None]:
+    """Hold a writer's lock on a folder, or one that no writer has beside it.
+
+    The kernel lets go of the lock of a process that dies.
+
+    Yields:
+        Whether it is held; None if the file system has no locks.
+
+    Raises:
+        OSError: if the folder cannot be opened.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, locked(Path(folder), alone=True) as first:
+    ...     with locked(Path(folder), alone=True) as second:
+    ...         first, second
+    (True, False)
+    """
+    if fcntl is None:
+        yield None
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        held: bool | None = True
+    except BlockingIOError:
+        held = False
+    except OSError:
+        held = None
+    try:
+        yield held
+    finally:
+        if held:  # closing is not enough if the process was forked meanwhile
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
 _HIDDEN = re.compile(r"\..+\.part-[0-9a-f]{16}")
@@ -120,29 +168,6 @@ _HIDDEN = re.compile(r"\..+\.part-[0-9a-f]{16}")
 
 def _hidden(path: Path) -> Path:
     return path.with_name(f".{path.name}.part-{secrets.token_hex(8)}")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, *, alone: bool) -> Iterator[bool]:
-    """Hold a writer's lock on a folder, or one that no writer has beside it. Yields whether it is held.
-
-    The kernel lets go of the lock of a process that dies.
-    """
-    if fcntl is None:
-        yield False
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
-        held = True
-    except OSError:  # somebody writes, or the file system has no locks
-        held = False
-    try:
-        yield held
-    finally:
-        if held:  # closing is not enough if the process was forked meanwhile
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)
 
 
 def _sync(path: Path) -> None:

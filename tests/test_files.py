@@ -1,6 +1,7 @@
 """Files that are complete or as they were."""
 
 import io
+import os
 
 import pytest
 
@@ -17,6 +18,18 @@ def test_a_file_is_complete_or_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match="interrupted"):
         write_whole(path, b"newest")
     assert path.read_bytes() == b"newer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    done, sync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(
+        "os.fsync", lambda descriptor: done.append(os.fstat(descriptor).st_ino) or sync(descriptor)
+    )
+    monkeypatch.setattr("os.replace", lambda *paths: done.append("replaced") or replace(*paths))
+    path = tmp_path / "numbers.json"
+    write_whole(path, b"1")
+    assert done == [path.stat().st_ino, "replaced", tmp_path.stat().st_ino]
 
 
 def test_a_folder_is_complete_or_absent(tmp_path):
