@@ -20,6 +20,7 @@ from online_grads.bounds import BOUNDS, RATE, Program, bound_of
 from online_grads.cells import CELLS
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.learner import memory
+from online_grads.leaves import key_data
 from online_grads.losses import squared_error
 from online_grads.model import from_cell
 from online_grads.readouts import linear
@@ -258,9 +259,7 @@ def _stream(lead: tuple[int, ...]) -> tuple:
 
 
 def _bytes(tree: Any) -> int:
-    is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    data = lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf
-    return sum(data(leaf).nbytes for leaf in jax.tree.leaves(tree))
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(key_data(tree)))
 
 
 def predicted(known: Sequence[tuple[int, float]], n: int) -> float:

@@ -64,7 +64,11 @@ def save(path: str | os.PathLike, state: PyTree, *, notes: Mapping[str, Any] | N
     """
     path = Path(path).absolute()
     leaves = named(state, "state")
-    if path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long, or a folder above that may not be looked into
+        raise _cannot_write(path, error) from error
+    if there:
         raise CheckpointError(f"{path} exists already", path)
     _write(path, leaves, notes)
     return path
@@ -87,7 +91,8 @@ def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
             message says what is wrong or which leaves differ, and names the newest older checkpoint of the
             folder that is intact.
         TypeError: if `like` has a leaf that no checkpoint holds.
-        ValueError: if a leaf lies on the devices of several processes.
+        ValueError: if a leaf lies on the devices of several processes, or has 64 bits and JAX's 64-bit mode
+            (`jax_enable_x64`) is off.
 
     >>> import tempfile, jax, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -113,6 +118,11 @@ def notes(path: str | os.PathLike) -> dict:
 
     Raises:
         CheckpointError: as `restore`, for what the manifest tells.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     notes(save(Path(folder) / "best", {"n": 7}, notes={"loss": 0.5, "seeds": (1, 2)}))
+    {'loss': 0.5, 'seeds': [1, 2]}
     """
     return _manifest(Path(path).absolute()).notes
 
@@ -180,6 +190,12 @@ def latest(folder: str | os.PathLike) -> Path | None:
 
     Raises:
         CheckpointError: if the folder cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     paths = [save_step(folder, step, {"n": step}) for step in (10, 20)]
+    ...     latest(folder).name, latest(Path(folder) / "other")
+    ('step_000000000020', None)
     """
     folder = Path(folder).absolute()
     try:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from online_grads.checkpoint_leaves import as_stored, form
+from online_grads.checkpoint_leaves import as_stored, form, is_weak
 from online_grads.versions import versions
 
 FORMAT, VERSION = "online-grads checkpoint", 1
@@ -56,7 +56,7 @@ def write(folder: Path, leaves: Mapping[str, Any], notes: Mapping[str, Any]) -> 
                 "name": name,
                 "shape": list(shape),
                 "dtype": dtype,
-                "weak": bool(getattr(leaves[name], "weak_type", False)),
+                "weak": is_weak(leaves[name]),
                 "sha256": _digest(raw[name]),
             }
             for name, (shape, dtype) in forms.items()

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from online_grads.leaves import is_key
+
 PLAIN = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
     "float16 float32 float64 complex64 complex128".split()
@@ -90,11 +92,6 @@ def differences(wanted: Mapping[str, Form], has: Mapping[str, Form]) -> str:
     return "; ".join(found[:SHOWN] + more)
 
 
-def is_key(leaf) -> bool:
-    """Whether it is an array of typed keys."""
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def as_stored(name: str, leaf) -> np.ndarray:
     """A leaf as an array of a dtype that NumPy itself has, row-major and little-endian.
 
@@ -104,22 +101,40 @@ def as_stored(name: str, leaf) -> np.ndarray:
     """
     if isinstance(leaf, jax.ShapeDtypeStruct):
         raise TypeError(f"{name} is a shape without values")
-    if isinstance(leaf, jax.Array):
-        if leaf.is_deleted():
-            raise ValueError(
-                f"{name} was given away (donated) to a compiled function: save what that returned"
-            )
-        if not leaf.is_fully_addressable:
-            raise ValueError(f"{name} has parts on the devices of other processes, which is not supported")
-    if is_key(leaf):
-        leaf = jax.random.key_data(leaf)
-    try:
-        array = np.asarray(leaf, SCALARS.get(type(leaf)), order="C")
-    except OverflowError:
-        raise ValueError(f"{name} must fit into 64 bits, got {leaf}") from None
+    check_held(name, leaf)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        raise ValueError(f"{name} has parts on the devices of other processes, which is not supported")
+    array = as_numpy(name, jax.random.key_data(leaf) if is_key(leaf) else leaf)
     if array.dtype.name not in PLAIN:
         return array.view(f"u{array.dtype.itemsize}")
     return array.astype(array.dtype.newbyteorder("<"), copy=False)
+
+
+def check_held(name: str, leaf) -> None:
+    """Refuse an array that is gone.
+
+    Raises:
+        ValueError: if it was donated.
+    """
+    if isinstance(leaf, jax.Array) and leaf.is_deleted():
+        raise ValueError(f"{name} was given away (donated) to a compiled function: save what that returned")
+
+
+def as_numpy(name: str, leaf) -> np.ndarray:
+    """A row-major array; of Python numbers, of 64 bits.
+
+    Raises:
+        ValueError: if it is an integer of more.
+    """
+    try:
+        return np.asarray(leaf, SCALARS.get(type(leaf)), order="C")
+    except OverflowError:
+        raise ValueError(f"{name} must fit into 64 bits, got {leaf}") from None
+
+
+def is_weak(leaf) -> bool:
+    """Whether it promotes as Python numbers do."""
+    return bool(getattr(leaf, "weak_type", False))
 
 
 def rebuilt(name: str, leaf: Mapping[str, Any], raw: np.ndarray, like):
@@ -140,10 +155,10 @@ def rebuilt(name: str, leaf: Mapping[str, Any], raw: np.ndarray, like):
         return array
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"{name} is {dtype}, which needs jax.config.update('jax_enable_x64', True)")
-    return _placed(name, _weak(array) if leaf["weak"] else jnp.asarray(array), like)
+    return _placed(name, weakened(array) if leaf["weak"] else jnp.asarray(array), like)
 
 
-def _weak(array: np.ndarray):
+def weakened(array):
     """An array of a weak type, as JAX makes of Python numbers: it promotes as it did when it was saved."""
     number = jnp.asarray(array.dtype.type(0).item())
     if number.dtype != array.dtype:

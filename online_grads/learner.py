@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from online_grads.arguments import positive_int
+from online_grads.leaves import key_data
 from online_grads.numerics import like, norm, widened
 from online_grads.types import Array, Estimator, Learner, LearnerState, Metrics, PyTree
 
@@ -146,9 +147,7 @@ def memory(estimator: Estimator, params: PyTree, hidden: PyTree) -> int:
     """Bytes of the estimator's state, before anything is allocated; arrays or their shapes will do."""
 
     def state(params, hidden):
-        carried = estimator.init(params, hidden, key=jax.random.key(0))
-        is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, carried)
+        return key_data(estimator.init(params, hidden, key=jax.random.key(0)))
 
     return sum(
         leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state, params, hidden))

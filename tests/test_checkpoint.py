@@ -194,6 +194,8 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
         save_step(tmp_path, 1, {}, last=0)
     with pytest.raises(ValueError, match="step must be at least 0"):
         save_step(tmp_path, -1, {})
+    with pytest.raises(CheckpointError, match=r"cannot write .* too long"):
+        save(tmp_path / ("n" * 300), {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -436,5 +438,17 @@ def test_orbax_holds_the_same(tmp_path):
     shapes = jax.eval_shape(lambda: learning())
     path = orbax_checkpoint.save(tmp_path / "learner", learning())
     assert same(orbax_checkpoint.restore(path, shapes), learning())
+    weak = {"step": jnp.asarray(1.5), "strong": jnp.float32(1.5)}
+    read = orbax_checkpoint.restore(orbax_checkpoint.save(tmp_path / "weak", weak), weak)
+    assert {name: leaf.weak_type for name, leaf in read.items()} == {"step": True, "strong": False}
+    assert same(read, weak)
+    given = jnp.ones(2)
+    given.delete()
+    for wrong, message in (
+        (given, r"state\['w'\] was given away"),
+        (2**63, r"state\['w'\] must fit into 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            orbax_checkpoint.save(tmp_path / "wrong", {"w": wrong})
     with pytest.raises(CheckpointError, match=r"differs from like: \.step: expected int16 \[\]"):
         orbax_checkpoint.restore(path, shapes._replace(step=jnp.int16(0)))
