@@ -35,6 +35,7 @@ class Axis(NamedTuple):
 
     @property
     def numeric(self) -> bool:
+        """Whether all values are numbers."""
         return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in self.values)
 
     @property

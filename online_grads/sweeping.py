@@ -1,7 +1,7 @@
 """Train the points of a sweep, in as few programs as their shapes allow.
 
 Learning rates, and every other number that an optimizer or an estimator takes as an array, are mapped
-over inside one program (`experiment.trainer`); whether it does is found by tracing. Every other value, an
+over inside one program (`trainer.trainer`); whether it does is found by tracing. Every other value, an
 integer, a size, a word, an option of the task, has a program of its own.
 """
 

@@ -13,6 +13,11 @@ class UsageError(Exception):
 
 
 def require(*names: str) -> None:
+    """Refuse to begin where packages are missing.
+
+    Raises:
+        UsageError: they are; it says what to install.
+    """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(f"{' and '.join(missing)} missing: pip install online-grads[run]")

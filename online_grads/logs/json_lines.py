@@ -86,6 +86,12 @@ def read_json_lines(path: str | PathLike) -> dict[str, np.ndarray]:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no such log.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "log.jsonl"
+    >>> _ = path.write_text('{"step": 8, "loss": 0.5}\\n{"step": 16, "loss": null}\\n{"step": 2')
+    >>> read_json_lines(path)["loss"]
+    array([0.5, nan])
     """
     rows = [row for _, row in _rows(Path(path))]
     names = dict.fromkeys(["step", "time", *(name for row in rows for name in row)])

@@ -59,4 +59,5 @@ def first_step(every: int, resume_at: int | None) -> int:
 
 
 def exists_already(path: Path) -> str:
+    """What is said of a log that is there already."""
     return f"{path}: there is a log already; go on with it from a step by resume_at=..., or name another"
