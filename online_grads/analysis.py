@@ -107,31 +107,30 @@ def analyse(model: Model, *, allow_unused: bool = False) -> Analysis:
         ValueError: if params is empty, a function fails on the example's shapes, the hidden state
             changes structure, shape or dtype, the loss is not scalar, or a parameter is unused.
     """
-    with jax.ensure_compile_time_eval():
-        if not isinstance(model, Model):
-            raise TypeError(f"expected an online_grads.Model, got {type(model).__name__}")
-        start = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
-        params, hidden = _pair("model.init must return a pair (params, hidden)", start)
-        example = _pair("model.example must be a pair (x, y) of one step", model.example)
-        x, y = jax.eval_shape(lambda example: example, example)
-        _check_params(params)
-        moved = _shapes("transition", model.transition, params, hidden, "x", x)
-        _same("the hidden state that model.transition returns", hidden, moved)
-        result = _shapes("loss", model.loss, params, hidden, "y", y)
-        loss, _ = _pair("model.loss must return a pair (scalar loss, outputs)", result)
-        if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
-            raise ValueError(f"model.loss must return a floating-point scalar loss, got {_show(loss)}")
-        moving = used(model.transition, params, hidden, x)
-        reading = used(model.loss, params, hidden, y)
-        learning = {*moving, *used(lambda *args: model.loss(*args)[0], params, hidden, y)}
-        found = Analysis(model, params, hidden, x, y, flatten(hidden), moving, reading)
-        unused = [name for i, name in enumerate(found.names) if i not in learning]
-        if unused and not allow_unused:
-            raise ValueError(
-                f"neither model.transition nor model.loss uses {', '.join(unused)}; "
-                "remove it from params, or pass allow_unused=True to give it a zero gradient"
-            )
-        return found
+    if not isinstance(model, Model):
+        raise TypeError(f"expected an online_grads.Model, got {type(model).__name__}")
+    start = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+    params, hidden = _pair("model.init must return a pair (params, hidden)", start)
+    example = _pair("model.example must be a pair (x, y) of one step", model.example)
+    x, y = jax.eval_shape(lambda example: example, example)
+    _check_params(params)
+    moved = _shapes("transition", model.transition, params, hidden, "x", x)
+    _same("the hidden state that model.transition returns", hidden, moved)
+    result = _shapes("loss", model.loss, params, hidden, "y", y)
+    loss, _ = _pair("model.loss must return a pair (scalar loss, outputs)", result)
+    if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ValueError(f"model.loss must return a floating-point scalar loss, got {_show(loss)}")
+    moving = used(model.transition, params, hidden, x)
+    reading = used(model.loss, params, hidden, y)
+    learning = {*moving, *used(lambda *args: model.loss(*args)[0], params, hidden, y)}
+    found = Analysis(model, params, hidden, x, y, flatten(hidden), moving, reading)
+    unused = [name for i, name in enumerate(found.names) if i not in learning]
+    if unused and not allow_unused:
+        raise ValueError(
+            f"neither model.transition nor model.loss uses {', '.join(unused)}; "
+            "remove it from params, or pass allow_unused=True to give it a zero gradient"
+        )
+    return found
 
 
 def check_key(key: Array) -> None:

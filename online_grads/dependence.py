@@ -8,6 +8,7 @@ makes it wrong: so every rule errs towards dependence.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
-from online_grads import jaxprs
+from online_grads import jaxprs, known
 
 # Linear or not, these act entry by entry and have no other dependence.
 _ELEMENTWISE = set(
@@ -90,31 +91,31 @@ def may_be_nonzero(function: Callable, *given) -> list[np.ndarray]:
 
 def _walk(function, *args, seed, products) -> list[_Known]:
     leaves, treedef = jax.tree.flatten(args)
+    closed = jaxprs.trace(
+        lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(treedef, leaves))), *leaves
+    )
     with jax.ensure_compile_time_eval():
-        closed = jaxprs.trace(
-            lambda *leaves: jax.tree.leaves(function(*jax.tree.unflatten(treedef, leaves))), *leaves
-        )
         env = {v: _constant(c) for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True)}
         env.update({v: _Known(v.aval.shape) for v in closed.jaxpr.invars})
         if seed:
             first = closed.jaxpr.invars[0]
             size = first.aval.shape[0]
             env[first] = _Known((size,), depends=sparse.identity(size, dtype=bool, format="csr"))
-        known = lambda atom: _constant(atom.val) if jaxprs.is_literal(atom) else env[atom]
+        of = lambda atom: _constant(atom.val) if jaxprs.is_literal(atom) else env[atom]
         for equation, dying in zip(closed.jaxpr.eqns, jaxprs.last_uses(closed), strict=True):
-            results = _apply(equation, [known(atom) for atom in equation.invars], products)
+            results = _apply(equation, [of(atom) for atom in equation.invars], products)
             env.update(zip(equation.outvars, results, strict=True))
             # the pattern of an embedding table can be large: keep only what is still read
             for variable in dying:
                 del env[variable]
-        return [known(atom) for atom in closed.jaxpr.outvars]
+        return [of(atom) for atom in closed.jaxpr.outvars]
 
 
 def _constant(value) -> _Known:
-    if isinstance(value, jax.core.Tracer) or jax.dtypes.issubdtype(
-        jnp.result_type(value), jax.dtypes.extended
-    ):
+    if isinstance(value, jax.core.Tracer):
         return _Known(jnp.shape(value))
+    if jax.dtypes.issubdtype(jnp.result_type(value), jax.dtypes.extended):
+        return _Known(jnp.shape(value), value)
     value = np.asarray(value)
     return _Known(value.shape, value, value != 0)
 
@@ -123,7 +124,7 @@ def _apply(equation, operands: list[_Known], products: bool) -> list[_Known]:
     """What is known of an equation's results."""
     name, shapes = equation.primitive.name, [v.aval.shape for v in equation.outvars]
     if all(o.value is not None for o in operands) and not equation.effects:
-        return [_constant(value) for value in jaxprs.bind(equation, [jnp.asarray(o.value) for o in operands])]
+        return [_constant(value) for value in known.compute(equation, [o.value for o in operands])]
     smooth = [jnp.issubdtype(v.aval.dtype, jnp.inexact) for v in equation.outvars]
     if name in _MOVEMENT and all(o.value is not None for o in operands[_MOVEMENT[name] or len(operands) :]):
         return _move(equation, operands, _MOVEMENT[name] or len(operands))
@@ -212,13 +213,14 @@ def _move(equation, operands, data: int) -> list[_Known]:
     sizes = [_size(o.shape) for o in operands[:data]]
     starts = np.cumsum([0, *sizes])
     numbers = [
-        jnp.asarray(np.arange(start, start + size, dtype=np.int32).reshape(o.shape))
+        np.arange(start, start + size, dtype=np.int32).reshape(o.shape)
         for start, size, o in zip(starts[:-1], sizes, operands, strict=False)
     ]
-    values = [jnp.asarray(o.value) for o in operands[data:]]
+    values = [o.value for o in operands[data:]]
     # a gather out of bounds fills in a number that is nobody's: it points at an empty last row
     nobody = {"fill_value": -1} if "fill_value" in equation.params else {}
-    moved = [np.asarray(m) for m in jaxprs.bind_with(equation, [*numbers, *values], **nobody)]
+    bind = partial(jaxprs.bind_with, **nobody)
+    moved = [np.asarray(m) for m in known.compute(equation, [*numbers, *values], bind)]
     moved = [np.where((m < 0) | (m >= starts[-1]), starts[-1], m) for m in moved]
     nonzero = np.concatenate(
         [np.broadcast_to(o.nonzero, o.shape).ravel() for o in operands[:data]] + [[True]]

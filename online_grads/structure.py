@@ -132,7 +132,7 @@ class Structure:
         self.drive_of = [owner[number] for number in range(len(self.sites))]
         require_differentiable(
             lambda at, given: self.step(given[0], at[0], *given[1:], perturb=at[1])[0],
-            (h, self.zeros(self.trained_drives)),
+            (h, jax.eval_shape(lambda: self.zeros(self.trained_drives))),
             (self.weights, rest, x),
             called,
         )
