@@ -1,6 +1,7 @@
 """Train every estimator of a config on every seed and learning rate, and go on where that was interrupted."""
 
 import os
+from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -82,7 +83,8 @@ def train(
 
     Raises:
         ConfigError: a task, cell or estimator refuses its options or the model.
-        ResumeError: the folder holds checkpoints already, or with `resume` none, or some of another config.
+        ResumeError: the folder holds checkpoints already, or with `resume` none, or some of another config;
+            another process is training there, or it cannot be written to.
         CheckpointError: a checkpoint cannot be written, or the one to go on from is damaged.
         ValueError: `every` is missing, below 1, or given without a folder.
         Interrupted: by a signal, after saving; a `KeyboardInterrupt`.
@@ -101,14 +103,13 @@ def train(
     with x64(config.run.precision == "float64"):
         task, model, starts = begin(config)
         trainers = [trainer(config, task, model, starts, chosen) for chosen in config.estimators]
-        if saving is not None:
-            saving.begin(config)
         results: list[Result] = []
-        for each in trainers:
-            result, failure = trained(task, each, progress, saving)
-            results.append(result)
-            if failure is not None:
-                break
+        with nullcontext() if saving is None else saving.begun(config):
+            for each in trainers:
+                result, failure = trained(task, each, progress, saving)
+                results.append(result)
+                if failure is not None:
+                    break
     return Report(config, task, tuple(results), failure)
 
 

@@ -13,24 +13,24 @@ and one of an estimator that is trained to the end stays there: resuming does no
 import contextlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from online_grads import checkpoint
 from online_grads.arguments import positive_int
 from online_grads.checkpoint import CheckpointError
 from online_grads.config import Config, EstimatorConfig, parse
-from online_grads.files import write_whole
+from online_grads.files import file_name, locked, make_folder, write_whole
+from online_grads.leaves import copied
 from online_grads.types import Metrics, PyTree
 from online_grads.versions import versions
 
-RUN, KEYS = "run.json", {"config", "every", "computed with"}
+RUN = "run.json"
+KINDS = {"config": dict, "every": int, "computed with": dict}  # of what it holds
 SHOWN = 3  # keys of another config that are named
 
 
@@ -58,20 +58,25 @@ class Saving(NamedTuple):
     folder: Path
     every: int  # steps of the stream
 
-    def begin(self, config: Config) -> None:
-        """Write down what the checkpoints are of.
+    @contextlib.contextmanager
+    def begun(self, config: Config) -> Iterator[None]:
+        """Write down what the checkpoints are of, and let nobody else train there while the body does.
 
         Raises:
-            ResumeError: the folder cannot be written to.
+            ResumeError: somebody else does, or the folder cannot be written to.
         """
         held = {"config": config.tables, "every": self.every, "computed with": _computed_with()}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / RUN, json.dumps(_plain(held), indent=2).encode())
-        except OSError as error:
-            with contextlib.suppress(OSError):  # it is not empty, or not there
-                self.folder.rmdir()
-            raise ResumeError(f"{self.folder}: {error.strerror}; no checkpoint can be saved") from None
+        with contextlib.ExitStack() as stack:
+            try:
+                make_folder(self.folder)
+                if stack.enter_context(locked(self.folder, alone=True)) is False:
+                    raise ResumeError(f"{self.folder}: another process is training there now")
+                write_whole(self.folder / RUN, json.dumps(_plain(held), indent=2).encode())
+            except OSError as error:
+                with contextlib.suppress(OSError):  # it is not empty, or not there
+                    self.folder.rmdir()
+                raise ResumeError(f"{self.folder}: {error.strerror}; no checkpoint can be saved") from None
+            yield
 
     def save(self, chosen: EstimatorConfig, steps: int, saved: Saved, times: dict[str, float]) -> Path:
         """Save an estimator's training after so many steps.
@@ -85,8 +90,7 @@ class Saving(NamedTuple):
 
 def place(folder: Path, chosen: EstimatorConfig) -> Path:
     """The folder of an estimator's checkpoints."""
-    label = re.sub(r"[^A-Za-z0-9.-]+", "_", chosen.label).strip("_")
-    return folder / f"{chosen.index}_{label}"
+    return folder / f"{chosen.index}_{file_name(chosen.label)}"
 
 
 def newest(
@@ -117,7 +121,7 @@ def newest(
         mended = f"{error}; remove {path.name} and resume to go on from there"
         raise CheckpointError(mended, path, error.previous) from error
     # copied, since the state is donated and an array may share the memory of what was read
-    return notes["steps"], saved._replace(state=jax.tree.map(jnp.copy, saved.state)), notes
+    return notes["steps"], saved._replace(state=copied(saved.state)), notes
 
 
 def opened(
@@ -159,7 +163,8 @@ def config_of(folder: Path) -> Config:
         ConfigError: something that it names is no longer known.
     """
     tables = _read(folder)["config"]
-    tables.get("run", {}).pop("fast", None)  # [fast] is laid over them already
+    if isinstance(tables.get("run"), dict):
+        tables["run"].pop("fast", None)  # [fast] is laid over them already
     return parse(tables, source=f"{folder / RUN}")
 
 
@@ -184,8 +189,9 @@ def changed(folder: Path) -> str | None:
 def _read(folder: Path) -> dict[str, Any]:
     try:
         read = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        if not (isinstance(read, dict) and read.keys() == KEYS):
+        if not (isinstance(read, dict) and {key: type(value) for key, value in read.items()} == KINDS):
             raise ValueError
+        positive_int("every", read["every"])
         return read
     except FileNotFoundError:
         raise ResumeError(f"{folder}: no checkpoints to go on with") from None

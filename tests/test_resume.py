@@ -18,7 +18,7 @@ from online_grads import checkpoint, tasks
 from online_grads.cli import main
 from online_grads.experiment import train
 from online_grads.learned import learned
-from online_grads.resume import ResumeError, Saved, newest, opened
+from online_grads.resume import ResumeError, Saved, config_of, newest, opened
 from online_grads.versions import versions
 from tests.test_experiment import climbing, settings, toy
 
@@ -115,7 +115,11 @@ def test_what_train_refuses(tmp_path, monkeypatch):
     ]:
         with pytest.raises(ValueError, match=message):
             train(config, **options)
-    opened(config, tmp_path, 5, resume=False).begin(config)
+    with (
+        opened(config, tmp_path, 5, resume=False).begun(config),
+        pytest.raises(ResumeError, match="another process is training there now"),
+    ):
+        train(config, checkpoints=tmp_path, resume=True)
     with pytest.raises(ResumeError, match="there are checkpoints in it"):
         train(config, checkpoints=tmp_path, every=5)
     for change, message in [
@@ -174,7 +178,12 @@ def test_the_command_goes_on_or_says_why_not(here, capsys, monkeypatch, interrup
         capsys, "run", *SMALL, "--checkpoint-every", "0"
     )
     (here / "foreign" / "checkpoints").mkdir(parents=True)
-    (here / "foreign" / "checkpoints" / "run.json").write_text("{}")
+    described = here / "foreign" / "checkpoints" / "run.json"
+    for content in ({}, {"computed with": 3}, {"config": None}, {"every": "x"}, {"every": 0}):
+        whole = {"config": {}, "every": 5, "computed with": {}} if content else {}
+        described.write_text(json.dumps(whole | content))
+        with pytest.raises(ResumeError, match="not what a run has written"):
+            config_of(described.parent)
     for folder, message in [
         ("none", "none/checkpoints: no checkpoints to go on with"),
         ("small.toml", "Not a directory"),
@@ -203,7 +212,7 @@ def test_the_command_goes_on_or_says_why_not(here, capsys, monkeypatch, interrup
     error = refused(capsys, "run", *SMALL, "--resume", "damaged")
     assert "step_000000000040; remove step_000000000060 and resume to go on from there" in error
     shutil.rmtree(damaged.parent)
-    for where in ("os.fsync", "online_grads.report.write_whole"):
+    for where in ("online_grads.checkpoint.write", "online_grads.report.write_whole"):
         with monkeypatch.context() as patch:
             patch.setattr(where, full)
             error = refused(capsys, "run", *SMALL, "--resume", "damaged")
@@ -267,6 +276,7 @@ def test_signals_end_a_process(here, monkeypatch):
     """SIGTERM in the middle of a run with checkpoints, which then goes on; Ctrl-C in one without."""
     command = [sys.executable, "-m", "online_grads", "run", "small.toml", "--out"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    steps = here / "kept" / "checkpoints" / "0_tbptt"
     start = lambda *rest: subprocess.Popen(
         [*command, *rest], cwd=here, env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -274,27 +284,27 @@ def test_signals_end_a_process(here, monkeypatch):
         start("kept", "--checkpoint-every", "1") as kept,
         start("lost", "--set", "run.updates=20000000") as lost,
     ):
-        wait_for(here / "lost")
+        wait_for((here / "lost").exists)
         lost.send_signal(signal.SIGINT)
         assert lost.communicate(timeout=60)[1] == "online-grads: interrupted, nothing written\n"
         assert lost.returncode == 130
         assert not (here / "lost").exists()
-        wait_for(here / "kept" / "checkpoints" / "0_tbptt" / "step_000000000040")
+        wait_for(lambda: (checkpoint.latest(steps) or steps).name >= "step_000000000040")
         kept.send_signal(signal.SIGTERM)
         said = "online-grads: interrupted; go on with: online-grads run small.toml --resume kept\n"
         assert kept.communicate(timeout=60)[1] == said
         assert kept.returncode == 143
-    path = checkpoint.latest(here / "kept" / "checkpoints" / "0_tbptt")
+    path = checkpoint.latest(steps)
     assert 40 <= checkpoint.notes(path)["steps"] < 4000
     assert main(["run", "small.toml", "--resume", "kept", "--checkpoint-every", "4000"]) == 0
     assert main(["run", "small.toml", "--out", "whole"]) == 0
     equal_results(here / "kept", here / "whole")
 
 
-def wait_for(path):
+def wait_for(holds):
     until = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < until, path
+    while not holds():
+        assert time.monotonic() < until
         time.sleep(0.005)
 
 
