@@ -1,6 +1,7 @@
 """Train every estimator of a config on every seed and learning rate, and go on where that was interrupted."""
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate
@@ -171,11 +172,16 @@ def _begun(task: Task, trainer: Trainer, saving: Saving | None) -> tuple[int, Sa
 
 
 def _save(
-    saving: Saving, trainer: Trainer, begun: Saved, steps: int, state: PyTree, metrics: Metrics | None
+    saving: Saving,
+    trainer: Trainer,
+    begun: Saved,
+    steps: int,
+    state: PyTree,
+    metrics: Callable[[], Metrics | None],
 ) -> Path:
     timed = trainer.advance
     times = {"seconds": timed.seconds, "compile_seconds": timed.compile_seconds}
-    return saving.save(trainer.config, steps, begun.then(state, metrics), times)
+    return saving.save(trainer.config, steps, begun.then(state, metrics()), times)
 
 
 def like(trainer: Trainer, steps: int) -> Saved:

@@ -7,6 +7,7 @@ streams that are generated inside the compiled call; both share `guarded` (what 
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,13 @@ class StreamError(ValueError):
     """
 
     def __init__(self, message: str, step: int, state: PyTree = None, metrics: Metrics | None = None):
-        super().__init__(message)
+        super().__init__(message, step)
         self.step = step
         self.state = state
         self.metrics = metrics
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class DataError(StreamError):
@@ -48,7 +52,7 @@ def drive(
     progress: bool = False,
     label: str | None = None,
     callback: Callable[[int, Metrics], Any] | None = None,
-    save: Callable[[int, PyTree, Metrics | None], Path] | None = None,
+    save: Callable[[int, PyTree, Callable[[], Metrics | None]], Path] | None = None,
     every: int | None = None,
     joined: bool = True,
 ) -> tuple[PyTree, Any]:
@@ -63,11 +67,12 @@ def drive(
         total: the steps of the whole stream, those before `start` included, if known.
         progress, label: show a bar, with this name.
         callback: called after each chunk with the number of steps done and the chunk's metrics.
-        save: (steps done, state, metrics so far or None unless `joined`) -> where it saved them. It is called
-            after the callback, at the first end of a chunk that reaches another `every` steps, at the end of
-            the stream, before a `StreamError` is raised or what the callback raises, and when SIGINT or
-            SIGTERM came, which then wait for the end of the chunk. It must not keep the state itself, which
-            is donated again.
+        save: (steps done, state, a function that gives the metrics as they would be returned now) -> where it
+            saved them. It is called after the callback, at the first end of a chunk that reaches another
+            `every` steps, at the end of the stream, before a `StreamError` is raised or what the callback
+            raises, and when SIGINT or SIGTERM came, which then wait for the end of the chunk. It must not
+            keep the state itself, which is donated again. What it raises gets the attributes `state` and
+            `metrics`.
         every: None saves at the ends only.
         joined: keep the metrics of all chunks; else only those of the last, and memory stays constant.
 
@@ -77,7 +82,8 @@ def drive(
     Raises:
         DataError: a chunk's data are not finite.
         StreamError: as `chunks` raises it; state and metrics are filled in.
-        Interrupted: SIGINT or SIGTERM came and `save` is given. Without it they act at once.
+        Interrupted: SIGINT or SIGTERM came and `save` is given, whatever else went wrong in that chunk.
+            Without `save` they act at once.
     """
     done, history, saved = start, list[Metrics](), start
     place: Path | None = None
@@ -85,7 +91,11 @@ def drive(
     def store() -> None:
         nonlocal saved, place
         if save is not None and saved != done:
-            place = save(done, state, _joined(history) if joined else None)
+            try:
+                place = save(done, state, partial(_joined, history))
+            except Exception as error:
+                vars(error).update(state=state, metrics=_joined(history))
+                raise
             saved = done
 
     def leave_if_asked() -> None:
@@ -94,34 +104,48 @@ def drive(
             store()
             raise Interrupted(number, place, state, _joined(history))
 
+    def learned() -> Iterator[tuple[int, Metrics] | None]:
+        nonlocal state
+        try:
+            for chunk in chunks:
+                if chunk is None:
+                    yield None
+                    continue
+                length, data = chunk
+                state, metrics, bad = advance(state, data)
+                metrics, bad = jax.device_get((metrics, bad))
+                if min(bad) < length:
+                    step = done + int(min(bad))
+                    which = "xs" if bad[0] <= bad[1] else "ys"
+                    raise DataError(f"{which} is not finite at step {step} of the stream", step)
+                yield length, metrics
+        except StreamError as error:
+            error.state, error.metrics = state, _joined(history)
+            store()
+            leave_if_asked()
+            raise
+
     with contextlib.ExitStack() as stack:
         advanced = stack.enter_context(bar(total, label, start=start)) if progress else lambda length: None
         received = stack.enter_context(deferred()) if save is not None else lambda: None
-        try:
-            for chunk in chunks:
-                if chunk is not None:
-                    length, data = chunk
-                    state, metrics, bad = advance(state, data)
-                    metrics, bad = jax.device_get((metrics, bad))
-                    if min(bad) < length:
-                        step = done + int(min(bad))
-                        which = "xs" if bad[0] <= bad[1] else "ys"
-                        raise DataError(f"{which} is not finite at step {step} of the stream", step)
-                    if not joined:
-                        history.clear()
-                    history.append(metrics)
-                    done += length
-                    advanced(length)
-                    if callback is not None:
-                        with _on_error(store):
-                            callback(done, metrics)
-                    if every is not None and done // every > saved // every:
+        for chunk in learned():
+            if chunk is not None:
+                length, metrics = chunk
+                if not joined:
+                    history.clear()
+                history.append(metrics)
+                done += length
+                advanced(length)
+                if callback is not None:
+                    try:
+                        callback(done, metrics)
+                    except Exception:
                         store()
-                leave_if_asked()
-        except StreamError as error:
-            store()
-            error.state, error.metrics = state, _joined(history)
-            raise
+                        leave_if_asked()
+                        raise
+                if every is not None and done // every > saved // every:
+                    store()
+            leave_if_asked()
         store()
         leave_if_asked()
     return state, _joined(history)
@@ -187,16 +211,6 @@ def _joined(history: list[Metrics]) -> Any:
     if not history:
         return None
     return jax.tree.map(lambda *parts: np.concatenate(parts), *history)
-
-
-@contextlib.contextmanager
-def _on_error(act: Callable[[], None]):
-    """Act before an exception of the body goes on its way."""
-    try:
-        yield
-    except Exception:
-        act()
-        raise
 
 
 @contextlib.contextmanager

@@ -276,7 +276,7 @@ def counting(state, length):
 
 def test_every_so_many_steps_counts_from_the_streams_beginning():
     saved = []
-    save = lambda done, state, metrics: saved.append((done, state, len(metrics.loss)))
+    save = lambda done, state, metrics: saved.append((done, state, len(metrics().loss)))
     drive(counting, 24, [(12, 12)] * 4, start=24, save=save, every=30)
     assert saved == [(36, 36, 1), (60, 60, 3), (72, 72, 4)]
     saved.clear()
