@@ -1,7 +1,6 @@
 """What a sweep leaves behind: a table, a figure, all numbers, each estimator's best setting as a config."""
 
 import json
-import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,12 +10,13 @@ import jax
 import numpy as np
 
 from online_grads.arguments import counted
-from online_grads.files import write_whole
+from online_grads.files import file_name, write_whole
 from online_grads.grid import Axis, printed
 from online_grads.plot_style import save
 from online_grads.report import columns, jsonable, measured
 from online_grads.scores import rank
 from online_grads.sweep_plots import Panel, SweptLine, sweep_curves
+from online_grads.sweep_references import levels, shared
 from online_grads.sweeping import Row, Sweep
 from online_grads.versions import versions
 
@@ -39,8 +39,8 @@ def table(sweep: Sweep) -> str:
     texts = {
         axis.key: dict(zip(map(repr, axis.values), printed(axis.values), strict=True)) for axis in sweep.axes
     }
-    with_level = sweep.task.level is not None
-    lines = [["estimator", *texts, f"loss [{sweep.task.unit}]", "diverged", *["level reached"] * with_level]]
+    with_level = any(row.meaning is not None and row.meaning.with_level for row in sweep.rows)
+    lines = [["estimator", *texts, f"loss [{sweep.unit}]", "diverged", *["level reached"] * with_level]]
     for rows in _by_estimator(sweep):
         chosen = best(rows)
         if len(sweep.rows) > MOST:
@@ -51,8 +51,7 @@ def table(sweep: Sweep) -> str:
             lines.append([row.point.label + " *" * (row is chosen), *shown, *_said(row, with_level)])
     left_out = len(sweep.rows) - len(lines) + 1
     more = [f"… the best of each estimator; sweep.json has all {len(sweep.rows)} points"] if left_out else []
-    references = columns([(name, f"{y:.4g} {sweep.task.unit}") for name, y in sweep.task.references.items()])
-    parts = ["\n".join([*columns(lines), *more]), "\n".join(references), NOTE]
+    parts = ["\n".join([*columns(lines), *more]), "\n".join(levels(sweep)), NOTE]
     parts += ["\n".join(_refused(sweep)), "\n".join(_edges(sweep)), _counts(sweep)]
     return "\n\n".join(filter(None, parts))
 
@@ -74,9 +73,9 @@ def write(sweep: Sweep, folder: Path, command: str) -> None:
         write_whole(folder / name, text.encode())
     figure = sweep_curves(
         panels(sweep),
-        ylabel=f"final loss: {sweep.task.unit}",
-        references=sweep.task.references,
-        title=sweep.config.task.name.replace("_", " "),
+        ylabel=f"final loss: {sweep.unit}",
+        references=shared(sweep),
+        title=", ".join(_tasks(sweep)).replace("_", " "),
     )
     save(figure, folder / "sweep")
 
@@ -95,11 +94,11 @@ def best_configs(sweep: Sweep, command: str) -> dict[str, str]:
         if row is None or row.score is None:
             continue
         score, label = row.score, row.point.label
-        name = f"best_{re.sub(r'[^A-Za-z0-9.-]+', '_', label).strip('_')}"
+        name = f"best_{file_name(label)}"
         while f"{name}.toml" in found:  # two labels that differ in other letters alone
             name += "_"
         values = ", ".join(f"{key} = {value}" for key, value in row.point.values.items()) or "as it was"
-        loss = f"loss {measured(score.loss_last, score.loss_last_se)} [{sweep.task.unit}]"
+        loss = f"loss {measured(score.loss_last, score.loss_last_se)} [{sweep.unit}]"
         lost = f"{score.diverged} of {len(row.last if row.last is not None else ())} seeds diverged"
         comment = [f"{label}: {loss}, {lost}", f"the best of {len(rows)} points: {values}", command]
         head = "".join(f"# {' '.join(line.split())}\n" for line in comment)
@@ -126,6 +125,13 @@ def panels(sweep: Sweep) -> list[Panel]:
         texts = [text if len(text) < 12 else f"{text[:11]}…" for text in printed(axis.values)]
         found.append(Panel(axis.key, axis.values, texts, axis.numeric, axis.log or _wide(axis), lines))
     return found
+
+
+def _tasks(sweep: Sweep) -> list[str]:
+    """Their names: more than one if they were swept."""
+    trained = [row.point.config for row in sweep.rows if row.meaning is not None]
+    names = dict.fromkeys(config.task.name for config in trained if config is not None)
+    return [*names] or [sweep.config.task.name]
 
 
 def _by_estimator(sweep: Sweep) -> list[list[Row]]:
@@ -205,15 +211,16 @@ def _summary(sweep: Sweep, command: str) -> dict[str, Any]:
             "loss_last_of_seeds": row.last,
             "diverged_seeds": row.diverged,
             "program": row.program,
+            "references": None if row.meaning is None else row.meaning.references,
         }
         for row in sweep.rows
     ]
     return jsonable(
         {
             "command": command,
-            "task": sweep.config.task.name,
-            "unit": sweep.task.unit,
-            "references": sweep.task.references,
+            "task": ", ".join(_tasks(sweep)),
+            "unit": sweep.unit,
+            "references": shared(sweep),
             "axes": {axis.key: axis.values for axis in sweep.axes},
             "points": points,
             "points_in_all": sweep.points,

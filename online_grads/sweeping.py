@@ -30,6 +30,14 @@ from online_grads.trainer import Trainer, begin, trainer
 REFUSALS = (ConfigError, MemoryError, jax.errors.JaxRuntimeError)
 
 
+class Meaning(NamedTuple):
+    """What the losses of a task mean."""
+
+    unit: str
+    references: dict[str, float]
+    with_level: bool  # it has a curriculum
+
+
 class Row(NamedTuple):
     """What became of one point; losses in the task's unit."""
 
@@ -39,6 +47,7 @@ class Row(NamedTuple):
     last: np.ndarray | None = None  # [seeds] mean loss over the last tenth of the updates
     diverged: np.ndarray | None = None  # [seeds] bool
     program: int | None = None  # counts the programs
+    meaning: Meaning | None = None
 
 
 class Sweep(NamedTuple):
@@ -48,7 +57,7 @@ class Sweep(NamedTuple):
     axes: tuple[Axis, ...]
     rows: tuple[Row, ...]  # in the order of the points; those that it did not come to are not there
     points: int  # of the whole sweep
-    task: Task  # of the first program
+    unit: str  # of all losses
     programs: int
     compile_seconds: float
     run_seconds: float
@@ -60,7 +69,8 @@ def train_grid(made: Grid, *, progress: bool = False) -> Sweep:
     """Train every estimator of a config at every point of a grid.
 
     A point that cannot be built, such as one of too high a rank for its cell, or that the device has no
-    memory for, has a row that says why, and the others go on.
+    memory for, has a row that says why, and the others go on. So has one of a task whose losses have
+    another unit than those before, with which they cannot be ranked.
 
     Args:
         made: the points.
@@ -99,14 +109,14 @@ def train_grid(made: Grid, *, progress: bool = False) -> Sweep:
                 raise
             interrupt = error
     rows = tuple(work.rows[id(point)] for point in made.points if id(point) in work.rows)
-    if work.task is None:
+    if work.unit is None:
         raise ConfigError(f"every point is refused; the first: {rows[0].refused}")
     return Sweep(
         config=made.config,
         axes=made.axes,
         rows=rows,
         points=len(made.points),
-        task=work.task,
+        unit=work.unit,
         programs=work.programs,
         compile_seconds=work.compile_seconds,
         run_seconds=work.run_seconds,
@@ -122,7 +132,7 @@ class _Work:
         self.advanced = advanced
         self.rows: dict[int, Row] = {}  # by the point's id
         self.programs, self.compile_seconds, self.run_seconds = 0, 0.0, 0.0
-        self.task: Task | None = None
+        self.unit: str | None = None
         self.failure: str | None = None
         self._begun: tuple[str, Any] = ("", None)
 
@@ -148,7 +158,16 @@ class _Work:
     def _begin(self, group: Sequence[Point]) -> None:
         key = beginning(group)
         if self._begun[0] != key:
-            self._begun = (key, begin(config_of(group[0])))
+            begun = begin(config_of(group[0]))
+            self._check_unit(begun[0], config_of(group[0]))
+            self._begun = (key, begun)
+
+    def _check_unit(self, task: Task, config: Config) -> None:
+        if self.unit not in (None, task.unit):
+            raise ConfigError(
+                f"{config.source}: task.name: losses of {config.task.name!r}, in {task.unit!r}, cannot be "
+                f"ranked with those of others, in {self.unit!r}; give it a sweep of its own"
+            )
 
     def _admitted(self, point: Point) -> bool:
         """Whether the constructors admit a point's numbers; else it is refused."""
@@ -191,7 +210,9 @@ class _Work:
             result, failure = trained(self._begun[1][0], made)
         except REFUSALS as error:
             return self.refuse(points, _why(error))
-        self.task = self.task or self._begun[1][0]
+        task: Task = self._begun[1][0]
+        self.unit = task.unit
+        meaning = Meaning(task.unit, dict(task.references), task.level is not None)
         self.programs += 1
         self.compile_seconds += made.advance.compile_seconds
         self.run_seconds += made.advance.seconds
@@ -200,7 +221,7 @@ class _Work:
             return self.refuse(points, failure)
         found = zip(points, scores(result), tenths(result)[1], diverged(result), strict=True)
         for point, score, last, lost in found:
-            self.rows[id(point)] = Row(point, None, score, last, lost, self.programs - 1)
+            self.rows[id(point)] = Row(point, None, score, last, lost, self.programs - 1, meaning)
         self.advanced(len(points))
 
 

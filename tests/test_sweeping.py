@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from online_grads import sweep_report
+from online_grads import sweep_report, tasks
 from online_grads.cli import main
 from online_grads.config import parse
 from online_grads.experiment import Result, train
@@ -17,6 +17,7 @@ from online_grads.grid import axes_of
 from online_grads.grid_points import grid
 from online_grads.scores import scores
 from online_grads.sweep_plots import sweep_curves
+from online_grads.sweep_references import shared
 from online_grads.sweeping import train_grid
 from online_grads.tables import ConfigError
 
@@ -40,6 +41,7 @@ name = "tbptt"
 window = 10
 seeds = 1
 """
+UNIT = "½(s₀ − 1)²"
 OVER = ["optimizer.learning_rate=1e-5..1e-3:3:log", "estimator.sigma=-1.0,1e-4,1e-2"]
 
 
@@ -187,6 +189,31 @@ def test_a_best_value_on_the_edge_is_said(quick):
     assert "tbptt(10): the best optimizer.learning_rate, 0.001, is the smallest tried" in said
     for inside in ("optimizer.learning_rate=1e-5..1e-3:3:log", "optimizer.learning_rate=1e-3,1e-2"):
         assert " tried" not in sweep_report.table(sweep(inside))
+
+
+def test_reference_levels_are_those_of_each_point_and_units_are_not_mixed(here, quick, monkeypatch):
+    def toy(*, delay: int = 1, unit: str = UNIT, dtype=None):
+        task = tasks.influence_balancing(dtype=dtype)
+        return task._replace(references={"chance": 4.0, f"recalls {delay}": 1 / delay}, unit=unit)
+
+    monkeypatch.setitem(tasks.TASKS, "toy", toy)
+    found = sweep("task.name=toy", "task.delay=2,4", f"task.unit='{UNIT}',nats", only=["ES, 2"])
+    said = [line.split("  ")[0] for line in sweep_report.table(found).splitlines()]
+    assert [line for line in said if line.startswith(("chance", "recalls"))] == [
+        "chance",
+        *(f"recalls {delay}, task.name = toy, task.delay = {delay}, task.unit = {UNIT}" for delay in (2, 4)),
+    ]
+    assert shared(found) == {"chance": 4.0}
+    other = [row for row in found.rows if row.point.values["task.unit"] == "nats"]
+    assert all("in 'nats', cannot be ranked with those of others, in '½" in row.refused for row in other)
+    assert sweep_report.best(found.rows).point.values["task.unit"] == UNIT
+
+
+def test_long_labels_are_cut_in_names_of_files(here, quick):
+    tables = tomllib.loads(CONFIG)
+    tables["estimator"] = [tables["estimator"][1] | {"label": letter * 300} for letter in "ab"]
+    found = train_grid(grid(parse(tables), axes_of(["optimizer.learning_rate=1e-4,1e-3"])))
+    assert [*sweep_report.best_configs(found, "")] == [f"best_{letter * 100}.toml" for letter in "ab"]
 
 
 def test_interruption_keeps_the_programs_that_are_done(here, capsys, quick):
