@@ -15,6 +15,7 @@ from online_grads import Model, losses
 from online_grads.adapters import equinox as from_equinox
 from online_grads.adapters import linen as from_linen
 from online_grads.adapters import nnx as from_nnx
+from tests.strange import random_like
 
 INPUTS, OUTPUTS, HIDDEN, STEPS = 3, 2, 4, 5
 # in NumPy: 64 bits of JAX may be turned on later than this is imported
@@ -223,11 +224,11 @@ class Problem(NamedTuple):
 def problem(name):
     """The problem of a case, computed once."""
     model, step = CASES[name]()
-    params, hidden = model.init(jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), 40))
     # flax starts its biases at zero: a gradient there should be told from none
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(next(keys), p.shape, p.dtype), params)
-    xs, ys = (jax.random.normal(next(keys), (STEPS, *s.shape), s.dtype) for s in model.example)
+    params = random_like(jax.eval_shape(model.init, jax.random.key(0))[0], seed=0)
+    hidden = jax.jit(lambda key: model.init(key)[1])(jax.random.key(0))
+    draw = np.random.default_rng(1).normal
+    xs, ys = (jnp.asarray(draw(size=(STEPS, *s.shape))) for s in model.example)
 
     def mean_loss(params, counted):
         body = lambda carry, x: step(params, carry, x)
@@ -235,5 +236,5 @@ def problem(name):
         return counted @ jax.vmap(losses.squared_error)(predictions, ys)
 
     exact = jax.jit(jax.grad(mean_loss))
-    counted = lambda steps: jnp.where(jnp.arange(STEPS) < steps, 1 / steps, 0.0)
+    counted = lambda steps: np.where(np.arange(STEPS) < steps, 1 / steps, 0.0)
     return Problem(model, params, hidden, xs, ys, {n: exact(params, counted(n)) for n in (1, STEPS)})
