@@ -13,7 +13,8 @@ import pytest
 
 from online_grads import ESTIMATORS, config
 from online_grads.cells import CELLS
-from online_grads.config import ConfigError, OptimizerConfig, load, parse
+from online_grads.config import ConfigError, load, parse
+from online_grads.optimizers import OptimizerConfig
 from online_grads.signatures import expected, fits, options
 from online_grads.tables import UnknownKey, lay
 

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from online_grads import Model, learner, losses, memory, rtrl, scan, tasks, tbptt
-from online_grads.config import ConfigError, EstimatorConfig, OptimizerConfig, parse
+from online_grads.config import ConfigError, EstimatorConfig, parse
 from online_grads.experiment import Levels, Report, Result, train
+from online_grads.optimizers import OptimizerConfig
 from online_grads.report import table
 from online_grads.scores import best, diverged, never_advanced, scores
 from online_grads.trainer import begin
