@@ -57,11 +57,11 @@ def test_defaults_and_what_estimators_override():
     )
     tbptt, rtrl, uoro = read.estimators
     assert (tbptt.label, tbptt.steps, tbptt.seeds) == ("tbptt(10)", 120, 3)
-    assert tbptt.optimizer == config.OptimizerConfig("adam", (0.1, 1.0), {"b1": 0.8})
+    assert tbptt.optimizer == OptimizerConfig("adam", (0.1, 1.0), {"b1": 0.8})
     assert (rtrl.label, rtrl.steps, rtrl.seeds, rtrl.window) == ("rtrl", 60, 1, 1)
-    assert rtrl.optimizer == config.OptimizerConfig("adam", (0.5,), {"b1": 0.8})
+    assert rtrl.optimizer == OptimizerConfig("adam", (0.5,), {"b1": 0.8})
     assert (uoro.label, uoro.steps) == ("noisy", 21)
-    assert uoro.optimizer == config.OptimizerConfig("sgd", (0.01,), {})
+    assert uoro.optimizer == OptimizerConfig("sgd", (0.01,), {})
 
 
 @pytest.mark.parametrize(
