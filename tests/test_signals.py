@@ -56,6 +56,35 @@ def test_a_signal_that_nobody_asked_about_acts_in_the_end(handled):
     assert handled == [signal.SIGTERM]
 
 
+def test_an_error_of_the_body_goes_on(handled):
+    def body():
+        with deferred():
+            send(signal.SIGTERM)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        body()
+    assert handled == []
+
+
+def test_a_signal_while_handlers_are_restored(handled, monkeypatch):
+    """Ctrl-C between one and the next: what is not restored yet holds nothing back."""
+    install = signal.signal
+
+    def interrupted(number, handler):
+        install(number, handler)
+        if number == signal.SIGINT and handler is signal.default_int_handler:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), deferred():
+        monkeypatch.setattr(signal, "signal", interrupted)
+    monkeypatch.undo()
+    send(signal.SIGTERM)
+    assert handled == [signal.SIGTERM]
+    send(signal.SIGTERM)
+    assert handled == [signal.SIGTERM] * 2
+
+
 def test_a_signal_that_is_ignored_stays_ignored(handled):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with deferred() as received:
