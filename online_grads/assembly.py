@@ -14,6 +14,7 @@ from online_grads.config import OWN_OPTIMIZERS, Config, EstimatorConfig
 from online_grads.estimators import feedback
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.model import from_cell, with_resets
+from online_grads.precision import x64 as x64
 from online_grads.readouts import linear
 from online_grads.tables import ConfigError
 from online_grads.tasks import TASKS, Task
@@ -142,12 +143,3 @@ def blaming(config: Config, where: str, kinds: tuple[type[Exception], ...]):
         yield
     except kinds as error:
         raise ConfigError(f"{config.source}: {where}: {' '.join(str(error).split())}") from error
-
-
-def x64(on: bool):
-    """The context in which JAX computes in float64, or does not, whatever the caller's setting."""
-    if hasattr(jax, "enable_x64"):
-        return jax.enable_x64(on)
-    from jax.experimental import enable_x64  # type: ignore[attr-defined]
-
-    return enable_x64(on)

@@ -14,13 +14,14 @@ class Law:
     """The structure, shapes and dtypes of an observation (x, y).
 
     A number of another dtype is taken if it is of the same kind or a simpler one: a float64 where float32
-    came first, an int where a float came first, not the other way round.
+    came first, an int where a float came first, not the other way round. An integer must fit into the dtype
+    that the first one has on the device.
 
     Args:
         observation: a pair (x, y) of pytrees of arrays or Python numbers, without a time axis.
 
     Raises:
-        ValueError: it is not a pair, or holds no number or something else than numbers.
+        ValueError: it is not a pair, or holds no number, something else than numbers, or one too large.
 
     >>> law = Law((np.zeros(2), 0.5))
     >>> law.shown()
@@ -34,7 +35,7 @@ class Law:
         leaves, structure = jax.tree.flatten(_pair(observation))
         self.structure: Any = structure
         self.names = _names(observation)
-        first = [np.asarray(leaf) for leaf in leaves]
+        first = [_array(name, leaf) for name, leaf in zip(self.names, leaves, strict=True)]
         if not first:
             raise ValueError("an observation holds no numbers")
         for name, leaf in zip(self.names, first, strict=True):
@@ -42,7 +43,10 @@ class Law:
                 raise ValueError(f"{name}: expected numbers, got {_called(leaf)}")
         self.shapes = [leaf.shape for leaf in first]
         self.dtypes = [leaf.dtype for leaf in first]
-        self._taken = [{dtype} for dtype in self.dtypes]
+        self.on_device = [jnp.dtype(jax.dtypes.canonicalize_dtype(dtype)) for dtype in self.dtypes]
+        self._taken: list[set[np.dtype]] = [set() for _ in first]  # of which every value fits
+        for number, leaf in enumerate(first):
+            self._check(number, leaf)
 
     def leaves(self, observation: PyTree) -> list[np.ndarray]:
         """The leaves of an observation as NumPy arrays; their dtypes may still be cast.
@@ -56,7 +60,7 @@ class Law:
             raise ValueError(f"expected {self.shown()}, got the leaves {got}: {structure}")
         arrays = []
         for number, leaf in enumerate(leaves):
-            array = np.asarray(leaf)
+            array = _array(self.names[number], leaf)
             if array.shape != self.shapes[number] or array.dtype not in self._taken[number]:
                 self._check(number, array)
             arrays.append(array)
@@ -89,13 +93,26 @@ class Law:
         ):
             expected = f"{dtype}{[*self.shapes[number]]}"
             raise ValueError(f"{self.names[number]}: expected {expected}, got {_called(array)}")
-        self._taken[number].add(array.dtype)
+        here = self.on_device[number]
+        if not jnp.issubdtype(here, jnp.integer) or np.can_cast(array.dtype, here):
+            self._taken[number].add(array.dtype)
+            return
+        limits = jnp.iinfo(here)
+        for value in (int(array.min()), int(array.max())) if array.size else ():
+            if not limits.min <= value <= limits.max:
+                raise ValueError(f"{self.names[number]}: {value} does not fit into {here}")
 
 
 def _pair(observation: PyTree) -> PyTree:
     if not (isinstance(observation, tuple | list) and len(observation) == 2):
         raise ValueError(f"expected a pair (x, y), got {type(observation).__name__}")
     return observation
+
+
+def _array(name: str, leaf: Any) -> np.ndarray:
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise ValueError(f"{name}: a masked array would lose its mask; fill it")
+    return np.asarray(leaf)
 
 
 def _is_number(dtype: np.dtype) -> bool:

@@ -36,7 +36,6 @@ class Stepper:
         self._update = jax.jit(update, donate_argnums=0 if donate else ())
         self._donate = donate
         self._law: Law | None = None
-        self._dtypes: list[np.dtype] = []
         self._floating: list[int] = []
         self._compiled: Any = None
         self._begun = False
@@ -49,9 +48,8 @@ class Stepper:
             ValueError: x or y holds something else than numbers.
         """
         law = Law((x, y))
-        self._dtypes = [jnp.dtype(jax.dtypes.canonicalize_dtype(dtype)) for dtype in law.dtypes]
-        self._floating = [n for n, dtype in enumerate(self._dtypes) if jnp.issubdtype(dtype, jnp.inexact)]
-        shapes = map(jax.ShapeDtypeStruct, law.shapes, self._dtypes)
+        self._floating = [n for n, dtype in enumerate(law.on_device) if jnp.issubdtype(dtype, jnp.inexact)]
+        shapes = map(jax.ShapeDtypeStruct, law.shapes, law.on_device)
         self._compiled = self._update.lower(state, *law.tree([*shapes])).compile()
         self._law = law
 
@@ -88,7 +86,7 @@ class Stepper:
         assert law is not None
         leaves = [
             leaf.astype(dtype, copy=False)
-            for leaf, dtype in zip(law.leaves(observation), self._dtypes, strict=True)
+            for leaf, dtype in zip(law.leaves(observation), law.on_device, strict=True)
         ]
         for number in self._floating:
             if not np.isfinite(leaves[number]).all():

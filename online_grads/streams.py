@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from online_grads.arguments import counted
 from online_grads.loop import StreamError
 from online_grads.observations import Law
+from online_grads.precision import x64
 from online_grads.types import PyTree
 
 AHEAD = 2  # chunks that wait, complete; one more is being gathered
@@ -32,11 +34,15 @@ def is_stream(xs: Any) -> bool:
     return not holds_arrays and (hasattr(xs, "__iter__") or callable(xs))
 
 
+_blocked: list["Gathering"] = []  # they ended while their threads still waited for an observation
+
+
 class Gathering:
     """Chunks of a stream of single observations.
 
     The first observation is the `Law` for all others. Rows are copied, so a stream may yield the same array
-    again and again. Nothing is asked of the stream beyond the steps of `lengths`.
+    again and again. Nothing is asked of the stream beyond the steps of `lengths`. It is opened, read and
+    closed in the thread, with the caller's setting for 64 bits.
 
     Args:
         xs: an iterator or iterable of pairs (x, y), or a function from the first step to one. What is opened
@@ -59,8 +65,8 @@ class Gathering:
         asked: int | None = None,
         timeout: float | None = None,
     ):
-        self._source: Iterator = iter(xs if hasattr(xs, "__iter__") else xs(start))
-        self._ours = self._source is not xs
+        self._xs: Any = xs
+        self._source: Any = None  # until the thread opens it
         self._lengths, self._window, self._asked = lengths, window, asked
         self._timeout = math.inf if timeout is None else timeout
         self._queue: queue.Queue = queue.Queue(AHEAD)
@@ -80,6 +86,14 @@ class Gathering:
             StreamError: the stream ends early, yields something else, raises, or keeps silent; all whole
                 windows before have been handed on.
         """
+        _blocked[:] = [other for other in _blocked if other._thread.is_alive()]
+        if any(other._source is self._xs for other in _blocked):
+            raise StreamError(
+                "an earlier run, which has ended, still waits for this iterator's next observation: "
+                "go on with a new one",
+                self._step,
+            )
+        self._x64 = jax.config.read("jax_enable_x64")
         self._thread.start()
         try:
             while True:
@@ -89,7 +103,8 @@ class Gathering:
                     if self._gave_up():
                         yield from self._left()
                         raise StreamError(
-                            f"no observation for {self._timeout:g} s: the stream blocks at step {self._step}",
+                            f"no observation for {self._timeout:g} s: the stream blocks at step {self._step}"
+                            "; its iterator is given up, go on with a new one",
                             self._step,
                         ) from None
                     yield None
@@ -102,6 +117,8 @@ class Gathering:
         finally:
             self._over = True
             self._thread.join(PATIENCE)
+            if self._thread.is_alive():
+                _blocked.append(self)
 
     def _gave_up(self) -> bool:
         with self._lock:
@@ -123,18 +140,23 @@ class Gathering:
     # From here on everything runs in the thread.
 
     def _work(self) -> None:
-        try:
+        with x64(self._x64):
             trouble = self._gather()
             with self._lock:
                 self._since = math.inf
-            for item in [*self._rest(), trouble]:
-                self._hand_on(item)
-        finally:
-            if self._ours and hasattr(self._source, "close"):
-                self._source.close()
+            for rest in self._rest():
+                self._hand_on(rest)
+            self._filled = 0
+            closing = self._close()
+            self._hand_on(trouble or closing)
 
     def _gather(self) -> StreamError | None:
         """Hand on chunks until the stream ends or goes wrong, and say how."""
+        self._since = time.monotonic()
+        try:
+            self._source = iter(self._xs if hasattr(self._xs, "__iter__") else self._xs(self._step))
+        except BaseException as error:
+            return self._raised("opening the stream", error)
         for length in self._lengths:
             self._filled = 0
             while self._filled < length and not self._over:
@@ -144,8 +166,7 @@ class Gathering:
                 except StopIteration:
                     return self._end()
                 except BaseException as error:
-                    named = f"{type(error).__name__} at step {self._step}: {error}"
-                    return self._trouble(f"the stream raised {named}", error)
+                    return self._raised("the stream", error)
                 try:
                     self._store(observation, length)
                 except Exception as error:  # whatever it is, the loop must hear of it
@@ -171,6 +192,19 @@ class Gathering:
             self._filled += 1
             self._step += 1
 
+    def _close(self) -> StreamError | None:
+        """Close what was opened here; it may take as long as an observation."""
+        if self._source is self._xs or not hasattr(self._source, "close"):
+            return None
+        self._since = time.monotonic()
+        try:
+            self._source.close()
+        except BaseException as error:
+            return self._raised("closing the stream", error)
+        finally:
+            self._since = math.inf
+        return None
+
     def _hand_on(self, item: Any) -> None:
         while not self._over:
             try:
@@ -188,6 +222,9 @@ class Gathering:
         if self._step == 0:
             return self._trouble("the stream has no steps")
         return None
+
+    def _raised(self, what: str, error: BaseException) -> StreamError:
+        return self._trouble(f"{what} raised {type(error).__name__} at step {self._step}: {error}", error)
 
     def _trouble(self, message: str, cause: BaseException | None = None) -> StreamError:
         trouble = StreamError(message, self._step)
