@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 
 from online_grads import checkpoint
 from online_grads.arguments import above, positive_int
+from online_grads.checkpoint import CheckpointError
+from online_grads.files import make_folder
 from online_grads.learner import scan, segments
 from online_grads.loop import DataError as DataError
 from online_grads.loop import drive, guarded, keeping, spans
@@ -56,11 +59,14 @@ def run(
             (memory-mapped ones too) go to the device chunk by chunk. Or, `ys` left out, an iterator or
             iterable of pairs (x, y) of one step each, without a time axis, as arrays on the host, pytrees
             of them, or Python numbers; all look like the first. Or a function from the number of the first
-            step to such an iterable.
+            step to such an iterable. It runs in another thread, where your JAX contexts do not hold: make
+            NumPy there. (Lists and tuples are pytrees of arrays: wrap a list of pairs in `iter`.)
         steps: how many steps of the stream are learned from, a multiple of `window`; by default all.
         window: k, steps per segment.
         chunk: steps per compiled call, at most; a multiple of `window` at or below it is used, at least one.
-        timeout: seconds to wait for an observation of a stream; by default for ever.
+        timeout: seconds to wait for an observation of a stream; by default for ever. An iterator that kept
+            silent is given up, as a thread still waits for it and takes what it gives next: go on with a
+            new one.
         keep: the fields of `Metrics` that leave the device, the others are None. The outputs grow with
             the stream and are left out unless named here.
         history: return the metrics of all chunks, else only those of the last, so that memory stays constant.
@@ -83,15 +89,17 @@ def run(
 
     Raises:
         ValueError: before anything is compiled, if the stream is empty, the window does not divide it,
-            `chunk` is below 1, `keep` names what is no field, or the folder holds checkpoints and `resume` is
-            not asked for.
+            `chunk` is below 1, `keep` names what is no field, the folder holds checkpoints and `resume` is
+            not asked for, or the newest is of a later step than is asked for.
+        TypeError: if `callback` is no function.
         DataError: if a step's x or y is not finite; it says which, and carries the state and the metrics
             up to the chunk before.
         StreamError: if a stream ends before `steps` or within a window, yields something else than before,
             raises, or is silent for `timeout`; all whole windows before are learned from first, and it
             carries the state and the metrics. Every `DataError` is one too.
         Interrupted: if SIGINT or SIGTERM came and there are checkpoints; without them both act at once.
-        CheckpointError: if a checkpoint cannot be written or read.
+        CheckpointError: if a checkpoint cannot be read; if the folder cannot be written to, before anything
+            is compiled, or later on: it carries the state and the metrics then.
         ImportError: if `progress` is asked for without tqdm.
 
     >>> import jax, jax.numpy as jnp, optax
@@ -116,6 +124,8 @@ def run(
     unknown = sorted(set(keep) - set(Metrics._fields))
     if unknown:
         raise ValueError(f"keep names {', '.join(unknown)}; the fields are {', '.join(Metrics._fields)}")
+    if not (callback is None or callable(callback)):
+        raise TypeError(f"callback must be a function, got {callback!r}")
     total = _steps(xs, ys, steps, window, timeout)
     done = 0
     if checkpoints is not None:
@@ -124,8 +134,12 @@ def run(
         raise ValueError("every and resume need a folder for checkpoints")
     else:
         state = _copied(state)
-    if total is not None and done >= total:
+    if total is not None and done > total:
+        raise ValueError(f"{total} steps are asked for, but the newest checkpoint is of step {done} already")
+    if done == total:
         return state, None
+    if checkpoints is not None:
+        _writable(Path(checkpoints))
     if is_stream(xs):
         lengths = _lengths(total, done, window, chunk)
         gathering = Gathering(xs, lengths, window=window, start=done, asked=steps, timeout=timeout)
@@ -159,7 +173,12 @@ def _steps(xs: PyTree, ys: PyTree, steps: int | None, window: int, timeout: floa
         return steps
     if timeout is not None:
         raise ValueError("arrays do not keep anyone waiting: timeout is for a stream of single observations")
-    jax.eval_shape(lambda xs, ys: segments(xs, ys, window if steps is None else 1), xs, ys)
+    try:
+        jax.eval_shape(lambda xs, ys: segments(xs, ys, window if steps is None else 1), xs, ys)
+    except ValueError as error:
+        if ys is not None or not isinstance(xs, list | tuple):
+            raise
+        raise ValueError(f"{error}; pairs (x, y) of single steps are a stream: wrap them in iter") from None
     total = jnp.shape(jax.tree.leaves((xs, ys))[0])[0]
     if not total:
         raise ValueError("the stream has no steps")
@@ -181,6 +200,16 @@ def _resumed(folder: str | os.PathLike, state: LearnerState, resume: bool) -> tu
     if "steps" not in notes:
         raise ValueError(f"{newest} was not saved by run: its notes do not say how many steps were done")
     return checkpoint.restore(newest, state), notes["steps"]
+
+
+def _writable(folder: Path) -> None:
+    """Make the folder and try it, so that what cannot be saved is not computed first."""
+    try:
+        make_folder(folder)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {folder}: {error.strerror}", folder) from error
 
 
 def _save(folder: str | os.PathLike, last: int, done: int, state: LearnerState, metrics: Any) -> Path:

@@ -1,46 +1,19 @@
-"""The host loop: chunks change nothing, the caller's state survives, bad data end a run, runs go on."""
+"""The host loop: chunks change nothing, the caller's state survives, bad data end a run."""
 
-import os
-import signal
 import sys
-import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from online_grads import DataError, Estimate, Estimator, Interrupted, Metrics, checkpoint, learner, run, scan
-from online_grads.loop import drive
-
-TRACES = []
+from online_grads import DataError, run, scan
+from tests.noisy import TRACES, assert_equal, setting
 
 
-@pytest.fixture(scope="module")
-def setting():
-    """A learner of h ← θ x with a noisy gradient, its state, and a stream of 60 steps."""
-
-    def init(params, hidden, *, key):
-        return hidden, key
-
-    def update(state, params, xs, ys):
-        TRACES.append(xs.shape)
-        key = state[1]
-        key, noise = jax.random.split(key)
-        loss, grads = jax.value_and_grad(lambda p: jnp.mean((p[None] * xs - ys) ** 2))(params)
-        grads += 0.01 * jax.random.normal(noise, grads.shape, grads.dtype)
-        return (params * xs[-1], key), Estimate(grads, loss, params[None] * xs, {"last": ys[-1]})
-
-    online = learner(Estimator(init, update), optax.sgd(0.1, momentum=0.9))
-    state = online.init(jnp.ones(2), jnp.zeros(2), key=jax.random.key(3))
-    xs = np.random.default_rng(0).normal(size=(60, 2))
-    return online, state, xs, 0.5 * xs
-
-
-def assert_equal(a, b):
-    raw = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(raw(a), raw(b)), a, b)
+@pytest.fixture(scope="module", name="setting")
+def made():
+    return setting()
 
 
 @pytest.mark.parametrize("chunk", [1, 12, 16, 1000])
@@ -131,10 +104,6 @@ def test_progress_bar(setting, capsys, monkeypatch):
         run(online, state, xs, ys, progress=True)
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-
-
 def test_the_first_steps_of_arrays(setting):
     online, state, xs, ys = setting
     assert_equal(
@@ -146,155 +115,13 @@ def test_the_first_steps_of_arrays(setting):
         run(online, state, xs, ys, timeout=1.0)
 
 
-def pairs(xs, ys):
-    return lambda start: zip(xs[start:], ys[start:], strict=True)
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-def test_a_saved_run_goes_on_as_if_nothing_had_been(setting, tmp_path, streamed):
+def test_what_would_fail_later_is_refused_before_anything_is_compiled(setting):
     online, state, xs, ys = setting
-    data = (pairs(xs, ys),) if streamed else (xs, ys)
-    settings = dict(window=4, chunk=12, checkpoints=tmp_path, resume=True, history=True)
-    whole, expected = run(online, state, xs, ys, window=4, chunk=12)
-    half, _ = run(online, state, *data, steps=36, **settings)
-    assert checkpoint.notes(checkpoint.latest(tmp_path)) == {"steps": 36}
-    seen = []
-    ended, metrics = run(
-        online, state, *data, steps=60, callback=lambda done, _: seen.append(done), **settings
-    )
-    assert seen == [48, 60]
-    assert_equal(ended, whole)
-    assert_equal(metrics, jax.tree.map(lambda leaf: leaf[9:], expected))
-    assert not np.array_equal(half.params, whole.params)
-    ended, metrics = run(online, state, *data, steps=60, **settings)  # nothing is left to do
-    assert_equal(ended, whole)
-    assert metrics is None
-    with pytest.raises(
-        ValueError, match="holds checkpoints, the newest is step_000000000060: go on with resume"
-    ):
-        run(online, state, *data, checkpoints=tmp_path)
-
-
-def test_when_checkpoints_are_saved_and_how_many_are_kept(setting, tmp_path):
-    online, state, xs, ys = setting
-    seen = []
-    look = lambda done, metrics: seen.append(names(tmp_path) if tmp_path.exists() else [])
-    run(online, state, xs, ys, window=4, chunk=12, callback=look, checkpoints=tmp_path / "a")
-    assert names(tmp_path / "a") == ["step_000000000060"]
-    run(online, state, xs, ys, window=4, chunk=12, checkpoints=tmp_path / "b", every=20, last=2)
-    assert names(tmp_path / "b") == ["step_000000000048", "step_000000000060"]  # and 24 before
-    xs = np.copy(xs)
-    xs[47] = np.nan
-    with pytest.raises(DataError) as caught:
-        run(online, state, xs, ys, window=4, chunk=12, checkpoints=tmp_path / "c")
-    assert names(tmp_path / "c") == ["step_000000000036"]
-    assert_equal(checkpoint.restore(checkpoint.latest(tmp_path / "c"), state), caught.value.state)
-    with pytest.raises(ZeroDivisionError):  # by the callback of the second chunk
-        run(
-            online,
-            state,
-            xs,
-            ys,
-            window=4,
-            chunk=12,
-            callback=lambda n, _: 1 // (24 - n),
-            checkpoints=tmp_path / "d",
-        )
-    assert names(tmp_path / "d") == ["step_000000000024"]
-
-
-def test_a_checkpoint_of_something_else_is_refused(setting, tmp_path):
-    online, state, xs, ys = setting
-    checkpoint.save_step(tmp_path, 4, state)
-    with pytest.raises(ValueError, match="was not saved by run"):
-        run(online, state, xs, ys, checkpoints=tmp_path, resume=True)
-    checkpoint.save_step(tmp_path, 6, state, notes={"steps": 6})
-    with pytest.raises(
-        ValueError, match="a window of 4 steps does not divide the 54 steps after the checkpoint"
-    ):
-        run(online, state, xs, ys, window=4, checkpoints=tmp_path, resume=True)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_saved_and_goes_on(setting, tmp_path, number):
-    online, state, xs, ys = setting
-    seen = []
-
-    def send(done, metrics):
-        seen.append(done)
-        if done == 24:
-            os.kill(os.getpid(), number)
-
-    settings = dict(window=4, chunk=12, checkpoints=tmp_path)
-    with pytest.raises(Interrupted, match=f"{number.name}; saved in .*step_000000000024") as caught:
-        run(online, state, xs, ys, callback=send, **settings)
-    assert seen == [12, 24]
-    assert (caught.value.signal, caught.value.saved) == (number, checkpoint.latest(tmp_path))
-    assert_equal((caught.value.state, caught.value.metrics), run(online, state, xs[:24], ys[:24], window=4))
-    assert_equal(
-        run(online, state, xs, ys, resume=True, **settings)[0], run(online, state, xs, ys, window=4)[0]
-    )
-
-
-def test_without_checkpoints_an_interrupt_acts_at_once(setting):
-    online, state, xs, ys = setting
-    after = []
-
-    def send(done, metrics):
-        os.kill(os.getpid(), signal.SIGINT)
-        after.append(done)
-
-    with pytest.raises(KeyboardInterrupt) as caught:
-        run(online, state, xs, ys, callback=send)
-    assert not isinstance(caught.value, Interrupted)
-    assert after == []
-
-
-@pytest.mark.parametrize("saved", [True, False])
-def test_a_stream_that_blocks_can_be_interrupted(setting, tmp_path, saved):
-    online, state, xs, ys = setting
-    learned, release = threading.Event(), threading.Event()
-
-    def sensor():
-        yield from zip(xs[:12], ys[:12], strict=True)
-        learned.wait()
-        os.kill(os.getpid(), signal.SIGINT)
-        release.wait()
-
-    settings = dict(chunk=12, callback=lambda *_: learned.set(), checkpoints=tmp_path if saved else None)
-    with pytest.raises(Interrupted if saved else KeyboardInterrupt) as caught:
-        run(online, state, sensor(), **settings)
-    release.set()
-    if saved:
-        assert caught.value.saved.name == "step_000000000012"
-        assert_equal(caught.value.state, run(online, state, xs[:12], ys[:12])[0])
-
-
-def counting(state, length):
-    return state + length, Metrics(np.zeros(1), np.ones(1, bool), np.zeros(1), None, {}), np.full(2, length)
-
-
-def test_every_so_many_steps_counts_from_the_streams_beginning():
-    saved = []
-    save = lambda done, state, metrics: saved.append((done, state, len(metrics().loss)))
-    drive(counting, 24, [(12, 12)] * 4, start=24, save=save, every=30)
-    assert saved == [(36, 36, 1), (60, 60, 3), (72, 72, 4)]
-    saved.clear()
-    drive(counting, 24, [(12, 12)] * 2, start=24, save=save, every=20, joined=True)
-    assert [done for done, *_ in saved] == [48]
-
-
-def test_a_signal_during_the_last_save_is_not_lost():
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="SIGTERM; saved in there") as caught:
-        drive(counting, 0, [(5, 5)], save=lambda *_: os.kill(os.getpid(), signal.SIGTERM) or "there")
-    assert caught.value.state == 5
-    assert signal.getsignal(signal.SIGTERM) is before
-    with pytest.raises(Interrupted, match="SIGINT; there was nothing new to save"):
-        drive(
-            counting,
-            7,
-            iter(lambda: os.kill(os.getpid(), signal.SIGINT), 1),
-            start=7,
-            save=lambda *_: "there",
-        )
+    traced = len(TRACES)
+    with pytest.raises(TypeError, match="callback must be a function, got 3"):
+        run(online, state, xs, ys, window=3, callback=3)
+    pairs = [*zip(xs, ys, strict=True)]
+    with pytest.raises(ValueError, match=r"leading time axis .*; pairs \(x, y\) .* wrap them in iter"):
+        run(online, state, [(0.0, 1.0)] * 60, window=3)
+    assert len(TRACES) == traced
+    assert_equal(run(online, state, iter(pairs), history=True), run(online, state, xs, ys))
