@@ -12,6 +12,7 @@ from online_grads import ESTIMATORS, cli, tasks
 from online_grads.bench import Cost
 from online_grads.cli import main
 from online_grads.report import columns
+from tests.commands import refused
 
 CONFIG = """
 [task]
@@ -37,16 +38,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(CONFIG)
     return tmp_path
-
-
-def refused(capsys, *arguments):
-    """The one line on stderr with which the command refuses."""
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("online-grads: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def test_run_prints_a_table_and_writes_its_files(here, capsys):

@@ -1,13 +1,8 @@
 """An interrupted experiment goes on as if nothing had happened, or says in one line why it cannot."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +15,7 @@ from online_grads.experiment import train
 from online_grads.learned import learned
 from online_grads.resume import ResumeError, Saved, config_of, newest, opened
 from online_grads.versions import versions
+from tests.commands import CONFIG, SMALL, equal_results, refused
 from tests.test_experiment import climbing, settings, toy
 
 
@@ -135,37 +131,11 @@ def test_what_train_refuses(tmp_path, monkeypatch):
         opened(settings("rtrl"), tmp_path, None, resume=True)
 
 
-CONFIG = """
-[task]
-name = "influence_balancing"
-[run]
-updates = 4000
-chunk = 20
-[optimizer]
-name = "sgd"
-learning_rate = 1e-5
-[[estimator]]
-name = "tbptt"
-"""
-SMALL = ["small.toml", "--set", "run.updates=100"]
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.toml").write_text(CONFIG)
     return tmp_path
-
-
-def refused(capsys, *arguments):
-    """The one line on stderr with which the command refuses."""
-    capsys.readouterr()
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("online-grads: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def full(*args, **kwargs):
@@ -233,20 +203,6 @@ def test_the_command_goes_on_or_says_why_not(here, capsys, monkeypatch, interrup
         assert f"--resume {folder}: this run is finished; its results are in {folder}/summary.json" in error
 
 
-def equal_results(one: Path, other: Path):
-    """Bitwise, but for times."""
-    with np.load(one / "metrics.npz") as mine, np.load(other / "metrics.npz") as its:
-        assert mine.files == its.files
-        for name in mine.files:
-            assert mine[name].dtype == its[name].dtype
-            np.testing.assert_array_equal(mine[name], its[name])
-    said = [json.loads((folder / "summary.json").read_text()) for folder in (one, other)]
-    for each in said:
-        for row in each["estimators"].values():
-            del row["seconds_per_step"], row["compile_seconds"]
-    assert said[0] == said[1]
-
-
 def test_data_that_are_not_finite_end_a_run_with_checkpoints(here, capsys, monkeypatch):
     def spoilt(at):
         def make(**options):
@@ -270,60 +226,3 @@ def test_data_that_are_not_finite_end_a_run_with_checkpoints(here, capsys, monke
     assert main(["run", *SMALL, "--resume", "out"]) == 0
     assert main(["run", *SMALL]) == 0
     equal_results(here / "out", here / "runs" / "small")
-
-
-def test_signals_end_a_process(here, monkeypatch):
-    """SIGTERM in the middle of a run with checkpoints, which then goes on; Ctrl-C in one without."""
-    command = [sys.executable, "-m", "online_grads", "run", "small.toml", "--out"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    steps = here / "kept" / "checkpoints" / "0_tbptt"
-    start = lambda *rest: subprocess.Popen(
-        [*command, *rest], cwd=here, env=environment, stderr=subprocess.PIPE, text=True
-    )
-    with (
-        start("kept", "--checkpoint-every", "1") as kept,
-        start("lost", "--set", "run.updates=20000000") as lost,
-    ):
-        wait_for((here / "lost").exists)
-        lost.send_signal(signal.SIGINT)
-        assert lost.communicate(timeout=60)[1] == "online-grads: interrupted, nothing written\n"
-        assert lost.returncode == 130
-        assert not (here / "lost").exists()
-        wait_for(lambda: (checkpoint.latest(steps) or steps).name >= "step_000000000040")
-        kept.send_signal(signal.SIGTERM)
-        said = "online-grads: interrupted; go on with: online-grads run small.toml --resume kept\n"
-        assert kept.communicate(timeout=60)[1] == said
-        assert kept.returncode == 143
-    path = checkpoint.latest(steps)
-    assert 40 <= checkpoint.notes(path)["steps"] < 4000
-    assert main(["run", "small.toml", "--resume", "kept", "--checkpoint-every", "4000"]) == 0
-    assert main(["run", "small.toml", "--out", "whole"]) == 0
-    equal_results(here / "kept", here / "whole")
-
-
-def wait_for(holds):
-    until = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_commands_without_checkpoints_end_at_once(here, capsys, monkeypatch, number, status):
-    monkeypatch.setattr("online_grads.cli.run.train", lambda *args, **kwargs: signal.raise_signal(number))
-    before = signal.getsignal(signal.SIGTERM)
-    assert main(["run", *SMALL]) == status
-    assert capsys.readouterr().err == "online-grads: interrupted, nothing written\n"
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert not list(here.glob("runs/*"))
-
-
-def test_a_signal_waits_until_all_is_written(here, capsys, monkeypatch):
-    def write(found, folder):
-        signal.raise_signal(signal.SIGTERM)
-        (folder / "results").touch()
-
-    monkeypatch.setattr("online_grads.report.write", write)
-    assert main(["run", *SMALL]) == 143
-    assert capsys.readouterr().out.endswith("written to runs/small\n")
-    assert (here / "runs" / "small" / "results").exists()

@@ -1,0 +1,78 @@
+"""Signals end a command when all is written, with the status that shells expect."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from online_grads import checkpoint
+from online_grads.cli import main
+from tests.commands import CONFIG, SMALL, equal_results
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def test_signals_end_a_process(here, monkeypatch):
+    """SIGTERM in the middle of a run with checkpoints, which then goes on; Ctrl-C in one without."""
+    command = [sys.executable, "-m", "online_grads", "run", "small.toml", "--out"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    steps = here / "kept" / "checkpoints" / "0_tbptt"
+    start = lambda *rest: subprocess.Popen(
+        [*command, *rest], cwd=here, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    with (
+        start("kept", "--checkpoint-every", "1") as kept,
+        start("lost", "--set", "run.updates=20000000") as lost,
+    ):
+        wait_for((here / "lost").exists)
+        lost.send_signal(signal.SIGINT)
+        assert lost.communicate(timeout=60)[1] == "online-grads: interrupted, nothing written\n"
+        assert lost.returncode == 130
+        assert not (here / "lost").exists()
+        wait_for(lambda: (checkpoint.latest(steps) or steps).name >= "step_000000000040")
+        kept.send_signal(signal.SIGTERM)
+        said = "online-grads: interrupted; go on with: online-grads run small.toml --resume kept\n"
+        assert kept.communicate(timeout=60)[1] == said
+        assert kept.returncode == 143
+    path = checkpoint.latest(steps)
+    assert 40 <= checkpoint.notes(path)["steps"] < 4000
+    assert main(["run", "small.toml", "--resume", "kept", "--checkpoint-every", "4000"]) == 0
+    assert main(["run", "small.toml", "--out", "whole"]) == 0
+    equal_results(here / "kept", here / "whole")
+
+
+def wait_for(holds):
+    until = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_commands_without_checkpoints_end_at_once(here, capsys, monkeypatch, number, status):
+    monkeypatch.setattr("online_grads.cli.run.train", lambda *args, **kwargs: signal.raise_signal(number))
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["run", *SMALL]) == status
+    assert capsys.readouterr().err == "online-grads: interrupted, nothing written\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not list(here.glob("runs/*"))
+
+
+def test_a_signal_waits_until_all_is_written(here, capsys, monkeypatch):
+    def write(found, folder):
+        signal.raise_signal(signal.SIGTERM)
+        (folder / "results").touch()
+
+    monkeypatch.setattr("online_grads.report.write", write)
+    assert main(["run", *SMALL]) == 143
+    assert capsys.readouterr().out.endswith("written to runs/small\n")
+    assert (here / "runs" / "small" / "results").exists()
