@@ -1,5 +1,7 @@
 """Learners as recurrences: online hypergradients against differentiation through the whole training."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +27,12 @@ def online(make, model, params, hidden, stream, window=1):
     return jax.jit(follow)(params, hidden, *stream)
 
 
+def start(model):
+    """Where a training begins: (θ, hidden state)."""
+    return jax.jit(model.init)(jax.random.key(0))
+
+
+@functools.cache
 def examples(length=T, inputs=INPUTS):
     keys = jax.random.split(jax.random.key(2), 2)
     return jax.random.normal(keys[0], (length, inputs)), jax.random.normal(keys[1], (length,))
@@ -90,7 +98,7 @@ def test_rtrl_is_the_gradient_through_the_whole_training(name):
     # optax's Adam promotes its count
     with jax.numpy_dtype_promotion("standard"):
         model = learning(optimizer, theta)
-        params, hidden = model.init(jax.random.key(0))
+        params, hidden = start(model)
         expected = jax.jit(jax.grad(unrolled(optimizer, stream)))(params, hidden.params)
         assert apart(online(og.rtrl, model, params, hidden, stream), expected) < 1e-10
         if name == "sgd":
@@ -107,7 +115,7 @@ def test_a_learned_start_of_every_episode():
         meta.as_model(plain, optimizer, init=init, example=EXAMPLE),
         lambda theta: meta.begin(optimizer(theta), theta["start"]),
     )
-    params, hidden = model.init(jax.random.key(0))
+    params, hidden = start(model)
     xs, ys = meta.pairs(examples(T + 1))
 
     def episodes(theta):
@@ -130,7 +138,7 @@ def test_uoro_serves_many_hyperparameters():
     rates = lambda theta: meta.per_parameter(jax.tree.map(jnp.exp, theta))
     init = lambda key: (jax.tree.map(lambda w: jnp.full_like(w, -2), weights(key)), weights(key))
     model = meta.as_model(plain, rates, init=init, example=EXAMPLE)
-    params, hidden = model.init(jax.random.key(0))
+    params, hidden = start(model)
     stream = meta.pairs(examples(T + 1))
     noisy = lambda key: og.gradient(og.uoro(model), params, hidden, *stream, key=key)
     drawn = jax.jit(jax.vmap(noisy))(jax.random.split(jax.random.key(3), 2000))
@@ -170,7 +178,7 @@ def idbd(xs, targets, meta_rate):
 def test_snap_is_idbd():
     drawn = examples(60, inputs=4)
     model, stream = lms(4), meta.pairs(drawn)
-    params, hidden = model.init(jax.random.key(0))
+    params, hidden = start(model)
     _, slope = idbd(*map(np.asarray, drawn), 0.0)
     assert apart(online(og.snap, model, params, hidden, stream), -slope) < 1e-12
     # what a step size does to other weights is lost

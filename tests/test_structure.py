@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 from online_grads import gradient, rtrl, snap
-from tests.models import MODELS, exact_gradient, relative_error, stream
+from tests.models import MODELS, problem_of, relative_error
 from tests.one_step import case
 from tests.strange import CELLS, M, N, strange
 
@@ -106,9 +106,9 @@ def test_pullback_is_the_gradient_through_the_effective_weights():
     loss = lambda weights: jnp.sum(jnp.sin(structure.step(weights, *given)[0]))
     weights = structure.effective(theta)
     assert sum(w.size for w in weights) != sum(leaf.size for leaf in theta)
-    trained = jax.grad(lambda trained: loss([*trained, *weights[structure.trained :]]))
+    trained = jax.jit(jax.grad(lambda trained: loss([*trained, *weights[structure.trained :]])))
     got = structure.pullback(theta, trained(weights[: structure.trained]))
-    expected = jax.grad(lambda theta: jnp.sum(jnp.sin(found.transition(theta, *given)[0])))(theta)
+    expected = jax.jit(jax.grad(lambda theta: jnp.sum(jnp.sin(found.transition(theta, *given)[0]))))(theta)
     jax.tree.map(close, got, expected)
 
 
@@ -123,12 +123,9 @@ EXACT = {
 
 @pytest.mark.parametrize("name", EXACT)
 def test_exact_over_time(name):
-    model = strange(name)
-    params, hidden = model.init(jax.random.key(0))
-    xs, ys = stream(model, 6)
-    run = lambda: gradient(EXACT[name](model), params, hidden, xs, ys, key=jax.random.key(1), window=3)
-    got = jax.jit(run)()
-    assert relative_error(got, exact_gradient(model, params, hidden, xs, ys)) <= 1e-10
+    given = problem_of(strange(name), 6)
+    run = lambda *args: gradient(EXACT[name](given.model), *args, key=jax.random.key(1), window=3)
+    assert relative_error(jax.jit(run)(*given.args), given.exact) <= 1e-10
 
 
 @jax.custom_vjp
@@ -178,6 +175,6 @@ def test_constructed_within_jit_vmap_and_grad():
         end = lambda params: scale * model.transition(params, hidden, jnp.ones(M))
         return jax.grad(lambda params: model.loss(params, end(params), 1.0)[0])(params)["W"]
 
-    close(jax.jit(gradient_at)(2.0), exact(2.0))
-    close(jax.jit(jax.vmap(gradient_at))(jnp.array([0.5, 2.0]))[0], exact(0.5))
-    close(jax.jit(jax.jacfwd(gradient_at))(2.0), jax.jacfwd(exact)(2.0))
+    for transform in (lambda f: f, jax.vmap, jax.jacfwd):
+        scale = np.array([0.5, 2.0]) if transform is jax.vmap else 2.0
+        close(*(jax.jit(transform(f))(scale) for f in (gradient_at, exact)))
