@@ -6,7 +6,6 @@ on XLA's CPU thread pool (two of them at once on two cores), and tiny ones are s
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from online_grads.types import Array
 
@@ -40,29 +39,36 @@ def singular_products(u: Array, v: Array) -> tuple[Array, Array, Array]:
 def _orthonormal(vectors: Array) -> tuple[Array, Array]:
     """(R, Q) with vectors = R Q, rows of Q orthonormal or zero; Gram-Schmidt, each row twice."""
     m, tiny = len(vectors), 4 * len(vectors) * jnp.finfo(vectors.dtype).eps
-    r, q = jnp.zeros((m, m), vectors.dtype), jnp.zeros_like(vectors)
-    for row in range(m):
-        left = vectors[row]
-        along = q @ left
-        left = left - along @ q
+
+    def add_row(q, at):
+        row, vector = at
+        along = q @ vector
+        left = vector - along @ q
         again = q @ left
         left = left - again @ q
         length = jnp.linalg.norm(left)
         # what is left of a dependent vector is rounding
-        length = jnp.where(length > tiny * jnp.linalg.norm(vectors[row]), length, 0)
-        r = r.at[row].set((along + again).at[row].set(length))
-        q = q.at[row].set(jnp.where(length > 0, left / jnp.where(length > 0, length, 1), 0))
+        length = jnp.where(length > tiny * jnp.linalg.norm(vector), length, 0)
+        unit = jnp.where(length > 0, left / jnp.where(length > 0, length, 1), 0)
+        own = (jnp.arange(m) == row).astype(vectors.dtype)
+        return jax.lax.dynamic_update_index_in_dim(q, unit, row, 0), along + again + own * length
+
+    q, r = jax.lax.scan(add_row, jnp.zeros_like(vectors), (jnp.arange(m), vectors))
     return r, q
 
 
 def _orthogonal_columns(matrix: Array) -> tuple[Array, Array]:
-    """(C V, V) for a square C, V orthogonal such that the columns of C V are; one-sided Jacobi."""
-    m = len(matrix)
-    rounds = _rounds(m)
+    """(C V, V) for a square C, V orthogonal such that the columns of C V are; one-sided Jacobi.
 
-    def rotate(carry, pairs):
-        first, second = pairs
-        x, y = carry[:, first], carry[:, second]
+    Columns meet in the rounds of a round-robin tournament: the first and the last, the second and the last
+    but one, and so on; then all but the first move on by one place, until they are where they began.
+    """
+    m = len(matrix)
+    even = m + m % 2  # who meets the column of zeros has a rest
+    half = even // 2
+
+    def rotate(_, carry):
+        x, y = carry[:, :half], carry[:, half:][:, ::-1]
         # of C alone: the rows below it are V, which turns along
         alpha, beta, gamma = (jnp.sum(p[:m] * q[:m], axis=0) for p, q in ((x, x), (y, y), (x, y)))
         zeta = (beta - alpha) / jnp.where(gamma == 0, 1, 2 * gamma)
@@ -70,25 +76,10 @@ def _orthogonal_columns(matrix: Array) -> tuple[Array, Array]:
         t = jnp.where(gamma == 0, 0, t).astype(matrix.dtype)
         c = 1 / jnp.sqrt(1 + t * t)[None]
         s = c * t[None]
-        return carry.at[:, first].set(c * x - s * y).at[:, second].set(s * x + c * y)
-
-    def sweep(_, carry):
-        for pairs in rounds:
-            carry = rotate(carry, pairs)
-        return carry
+        x, y = c * x - s * y, (s * x + c * y)[:, ::-1]
+        return jnp.concatenate([x[:, :1], y[:, -1:], x[:, 1:], y[:, :-1]], axis=1)
 
     start = jnp.concatenate([matrix, jnp.eye(m, dtype=matrix.dtype)])
-    end = jax.lax.fori_loop(0, SWEEPS if m > 2 else 1, sweep, start)
-    return end[:m], end[m:]
-
-
-def _rounds(m: int) -> list[tuple[np.ndarray, ...]]:
-    """All pairs of m columns, in rounds of disjoint ones (a round-robin tournament)."""
-    players = list(range(m)) + [-1] * (m % 2)
-    rounds = []
-    for _ in range(len(players) - 1):
-        half = len(players) // 2
-        pairs = [p for p in zip(players[:half], players[: half - 1 : -1], strict=True) if -1 not in p]
-        rounds.append(tuple(np.array(side) for side in zip(*pairs, strict=True)))
-        players = [players[0], players[-1], *players[1:-1]]
-    return rounds
+    start = jnp.pad(start, ((0, 0), (0, even - m)))
+    end = jax.lax.fori_loop(0, (SWEEPS if m > 2 else 1) * (even - 1), rotate, start)
+    return end[:m, :m], end[m:, :m]
