@@ -46,7 +46,8 @@ def optimal_kronecker(
 
     Args:
         model: the model.
-        rank: r, at least 1; from the size of a drive's presynaptic vector, [h; x; 1], on it is exact.
+        rank: r, at least 1; from the size of a drive's presynaptic vector, [h; x; 1], on it is exact, to
+            the last bits from one more. No drive carries more products than that.
         direct: exact direct part (default), or the papers' form that reads the moved influence.
         allow_unused: accept parameters that nothing uses.
 
@@ -74,15 +75,16 @@ def optimal_kronecker(
     Reference: Benzing et al. (2019), arXiv:1902.03993, Algorithms 1 and 2.
     """
     rank = positive_int("rank", rank)
+    kept = lambda pre: min(rank, pre + 1)
     return factored(
         model,
         DriveRule(
             lambda n, post, pre, dtype: KroneckerSum(
-                jnp.zeros((rank, pre), dtype), jnp.zeros((rank, n, post), dtype)
+                jnp.zeros((kept(pre), pre), dtype), jnp.zeros((kept(pre), n, post), dtype)
             ),
             move,
             lambda factors, credit: factors.u.T @ jnp.tensordot(credit, factors.B, ((0,), (1,))),
-            signs=lambda n, post, pre: (rank + 1,),
+            signs=lambda n, post, pre: (kept(pre) + 1,),
         ),
         direct=direct,
         allow_unused=allow_unused,

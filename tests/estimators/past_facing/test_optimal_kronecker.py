@@ -82,6 +82,17 @@ def test_a_rank_of_all_presynaptic_entries_is_exact(name):
     assert relative_error(run(1), given.exact) > 1e-3
 
 
+def test_no_more_products_are_carried_than_can_matter():
+    model = MODELS["gru"]()
+    start = lambda rank: jax.eval_shape(
+        lambda key: optimal_kronecker(model, rank=rank).init(*model.init(key), key=key), jax.random.key(0)
+    )
+    for few, many in zip(start(2).influence.products, start(100).influence.products, strict=True):
+        pre = many.u.shape[-1]
+        assert (few.u.shape[-2], many.u.shape[-2]) == (2, pre + 1)
+        assert many.B.shape[-3] == pre + 1
+
+
 def test_bad_rank():
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
         optimal_kronecker(MODELS["gru"](), rank=0)
