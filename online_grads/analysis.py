@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from online_grads import jaxprs
 from online_grads.flat import Flat, flatten
+from online_grads.leaves import is_key
 from online_grads.types import Array, Model, PyTree
 
 
@@ -135,7 +136,7 @@ def analyse(model: Model, *, allow_unused: bool = False) -> Analysis:
 
 def check_key(key: Array) -> None:
     """Refuse anything but a typed PRNG key."""
-    if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+    if not is_key(key):
         got = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else type(key).__name__
         raise TypeError(f"key must be a typed key as jax.random.key makes it, got {got}")
     if key.shape != ():

@@ -26,7 +26,7 @@ from online_grads.diagnostics import (
     through_state,
 )
 from online_grads.estimators.registry import ESTIMATORS
-from online_grads.loop import bar, spans
+from online_grads.loop import bar, chunk_lengths
 from online_grads.tables import ConfigError
 from online_grads.tasks import Task
 from online_grads.trainer import begin, trainer
@@ -147,7 +147,7 @@ def _training(
     trained = trainer(config, task, model, starts, chosen)
     state, done = trained.init(starts), 0
     for at in config.compare.at:
-        for _, length in spans(at - done, by.window, config.run.chunk) if at > done else ():
+        for length in chunk_lengths(at - done, by.window, config.run.chunk) if at > done else ():
             state, metrics, bad = trained.advance(state, length)
             if min(bad) < length or not metrics.finite.all():
                 what = "the stream" if min(bad) < length else f"the training with {by.label}"

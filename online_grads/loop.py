@@ -182,21 +182,21 @@ def keeping(learner: Learner, keep: tuple[str, ...]) -> Learner:
     return Learner(learner.init, update)
 
 
-def spans(total: int, window: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """(start, length) of the chunks of a stream: at most `chunk` steps each, whole windows.
+def chunk_lengths(total: int, window: int, chunk: int) -> Iterator[int]:
+    """How many steps the chunks of a stream have: at most `chunk` each, whole windows.
 
     Equal chunks share one compiled program, so a number of chunks is preferred that divides the stream, up
     to twice as many as are needed; else the last one is shorter.
 
-    >>> list(spans(12, 2, 5)), list(spans(14, 2, 8))
-    ([(0, 4), (4, 4), (8, 4)], [(0, 8), (8, 6)])
+    >>> list(chunk_lengths(12, 2, 5)), list(chunk_lengths(14, 2, 8))
+    ([4, 4, 4], [8, 6])
     """
     updates, most = total // window, max(1, chunk // window)
     least = -(-updates // most)
     count = next((n for n in range(least, 2 * least) if updates % n == 0), least)
     length = window * -(-updates // count)
     for start in range(0, total, length):
-        yield start, min(length, total - start)
+        yield min(length, total - start)
 
 
 def _first_not_finite(tree: PyTree, length: int) -> Array:

@@ -18,8 +18,9 @@ from online_grads.arguments import above, positive_int
 from online_grads.checkpoint import CheckpointError
 from online_grads.files import make_folder
 from online_grads.learner import scan, segments
+from online_grads.leaves import copied
 from online_grads.loop import DataError as DataError
-from online_grads.loop import drive, guarded, keeping, spans
+from online_grads.loop import chunk_lengths, drive, guarded, keeping
 from online_grads.streams import Gathering, is_stream
 from online_grads.types import Learner, LearnerState, Metrics, PyTree
 
@@ -133,7 +134,7 @@ def run(
     elif resume or every is not None:
         raise ValueError("every and resume need a folder for checkpoints")
     else:
-        state = _copied(state)
+        state = copied(state)
     if total is not None and done > total:
         raise ValueError(f"{total} steps are asked for, but the newest checkpoint is of step {done} already")
     if done == total:
@@ -190,7 +191,7 @@ def _steps(xs: PyTree, ys: PyTree, steps: int | None, window: int, timeout: floa
 def _resumed(folder: str | os.PathLike, state: LearnerState, resume: bool) -> tuple[LearnerState, int]:
     newest = checkpoint.latest(folder)
     if newest is None:
-        return _copied(state), 0
+        return copied(state), 0
     if not resume:
         raise ValueError(
             f"{folder} holds checkpoints, the newest is {newest.name}: go on with resume=True, or "
@@ -216,10 +217,6 @@ def _save(folder: str | os.PathLike, last: int, done: int, state: LearnerState, 
     return checkpoint.save_step(folder, done, state, last=last, notes={"steps": done})
 
 
-def _copied(state: LearnerState) -> LearnerState:
-    return jax.tree.map(partial(jnp.array, copy=True), state)
-
-
 # The learner is a static argument, so that calling `run` again with it does not compile again.
 @partial(jax.jit, static_argnums=(0, 3, 4), donate_argnums=1)
 def _advance(learner, state, data, window, keep):
@@ -232,7 +229,7 @@ def _lengths(total: int | None, done: int, window: int, chunk: int) -> Iterator[
     if (total - done) % window:
         rest = f"the {total - done} steps after the checkpoint"
         raise ValueError(f"a window of {window} steps does not divide {rest}")
-    return (length for _, length in spans(total - done, window, chunk))
+    return chunk_lengths(total - done, window, chunk)
 
 
 def _chunks(xs: PyTree, ys: PyTree, start: int, lengths: Iterable[int]):

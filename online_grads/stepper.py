@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from online_grads.leaves import copied
 from online_grads.loop import DataError
 from online_grads.observations import Law
 from online_grads.types import Learner, LearnerState, Metrics, PyTree
@@ -59,7 +60,7 @@ class Stepper:
         if compiles:
             self.compile(state, x, y)
         if self._donate and not self._begun:
-            state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+            state = copied(state)
         begin = time.perf_counter()
         x, y = self._checked(state, (x, y))
         state, metrics = self._compiled(state, x, y)

@@ -20,7 +20,7 @@ from online_grads.assembly import Start, at, blaming, estimator_of, model_of, pl
 from online_grads.config import Config, EstimatorConfig
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.learner import learner, scan
-from online_grads.loop import guarded, keeping, spans
+from online_grads.loop import chunk_lengths, guarded, keeping
 from online_grads.tables import ConfigError
 from online_grads.tasks import Task
 from online_grads.types import Learner, Model, PyTree
@@ -147,7 +147,7 @@ def trainer(
 
     with blaming(config, place(chosen), (ValueError,)):
         init, like = jax.jit(init), jax.eval_shape(init, starts)
-        lengths = tuple(length for _, length in spans(chosen.steps, chosen.window, config.run.chunk))
+        lengths = tuple(chunk_lengths(chosen.steps, chosen.window, config.run.chunk))
         timed = Timed(jax.jit(advance, static_argnums=1, donate_argnums=0), like, lengths[0])
     carried = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like[0].estimator))
     return Trainer(chosen, starts, init, timed, carried // (len(rates) * chosen.seeds), lengths)
