@@ -60,11 +60,15 @@ def assert_emits(name, steps, grads):
         np.testing.assert_allclose(grads[leaf], expected, rtol=1e-10, atol=1e-12, err_msg=leaf)
 
 
+def begin(estimator, params, hidden):
+    return jax.jit(estimator.init)(params, hidden, key=jax.random.key(0))
+
+
 def run(estimator, window):
     """The estimates of consecutive segments."""
     model = network()
     params, hidden = model.init(None)
-    state, update = estimator.init(params, hidden, key=jax.random.key(0)), jax.jit(estimator.update)
+    state, update = begin(estimator, params, hidden), jax.jit(estimator.update)
     for start in range(0, STEPS, window):
         part = slice(start, start + window)
         state, estimate = update(state, params, jnp.asarray(DATA["X"][part]), jnp.asarray(DATA["Y"][part]))
@@ -101,15 +105,15 @@ def test_dni_learns_and_emits_as_the_reference(copy_every):
     """From the reference's start: a random synthesiser, and a lesson from the state before the first step."""
     params, a0 = network().init(None)
     estimator = dni(network(), inner_optimizer=optax.sgd(0.05), copy_every=copy_every)
-    state = estimator.init(params, a0, key=jax.random.key(0))
-    A, labels = jnp.asarray(DATA["dni_A0"]), jnp.zeros(DATA["Y"].shape[1])
-    features = jnp.concatenate([a0, labels, jnp.ones(1)])
+    state, update = begin(estimator, params, a0), jax.jit(estimator.update)
+    A, labels = jnp.asarray(DATA["dni_A0"]), np.zeros(DATA["Y"].shape[1])
+    features = jnp.asarray(np.concatenate([a0, labels, np.ones(1)]))
     lesson = state.learned.lesson._replace(features=features, waiting=jnp.array(True))
     state = state._replace(learned=state.learned._replace(synthesiser=A, copy=A, lesson=lesson))
     for step in range(STEPS):
         part = slice(step, step + 1)
         xs, ys = jnp.asarray(DATA["X"][part]), jnp.asarray(DATA["Y"][part])
-        state, estimate = estimator.update(state, params, xs, ys)
+        state, estimate = update(state, params, xs, ys)
         expected = DATA["dni_A"][step]
         np.testing.assert_allclose(state.learned.synthesiser, expected, rtol=1e-10, atol=1e-12)
         assert_emits("dni", part, estimate.grads)
@@ -134,10 +138,15 @@ def test_uoro_moves_as_the_reference_under_the_recorded_noise(epsilon):
     theta = found.theta(params)
     influence = uoro_influence(DATA["uoro_A0"], DATA["uoro_B0"])
     assert [found.names[i] for i in found.moving] == ["params['W_in']", "params['W_rec']", "params['b_rec']"]
+
+    @jax.jit
+    def propagate(influence, a, x, noise):
+        segment = Segment(structure, structure.effective(theta), a, [], x[None], 1)
+        return uoro_file.propagate(influence, segment, noise, epsilon), segment.end[0]
+
     for step in range(STEPS):
-        segment = Segment(structure, structure.effective(theta), a, [], jnp.asarray(DATA["X"][step])[None], 1)
-        noise = jnp.asarray(DATA["uoro_nu"][step], float)
-        influence = uoro_file.propagate(influence, segment, noise, epsilon)
+        noise = DATA["uoro_nu"][step].astype(float)
+        influence, a = propagate(influence, a, DATA["X"][step], noise)
         expected = uoro_influence(DATA["uoro_A"][step], DATA["uoro_B"][step])
         for got, value in zip(jax.tree.leaves(influence), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(got, value, rtol=1e-10, atol=1e-12)
@@ -146,7 +155,6 @@ def test_uoro_moves_as_the_reference_under_the_recorded_noise(epsilon):
         np.testing.assert_allclose(W_rec, DATA["uoro_gW_rec"][step], rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(W_in, DATA["uoro_gW_in"][step], rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(bias, DATA["uoro_gb_rec"][step], rtol=1e-10, atol=1e-12)
-        a = segment.end[0]
 
 
 def test_uoro_emits_what_its_moved_influence_reads():
@@ -165,12 +173,17 @@ def follow(estimator, influence, draw, noise):
     Yields (step, influence, gradient).
     """
     params, hidden = network().init(None)
-    state = estimator.init(params, hidden, key=jax.random.key(0))
+    state = begin(estimator, params, hidden)
     state = state._replace(influence=influence(state.influence))
+
+    @jax.jit
+    def update(state, noise, *part):
+        draw(noise)
+        return estimator.update(state, params, *part)
+
     for step in range(STEPS):
-        draw(jnp.asarray(noise[step], float))
-        part = jnp.asarray(DATA["X"][step])[None], jnp.asarray(DATA["Y"][step])[None]
-        state, estimate = estimator.update(state, params, *part)
+        part = DATA["X"][step][None], DATA["Y"][step][None]
+        state, estimate = update(state, noise[step].astype(float), *part)
         yield step, state.influence, estimate.grads
 
 
