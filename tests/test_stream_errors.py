@@ -143,12 +143,12 @@ def test_an_iterator_that_still_blocks_is_not_read_again(online, begun):
     with pytest.raises(
         StreamError, match=r"an earlier run, .* still waits .*: go on with a new one"
     ) as caught:
-        run(online, begun, sensor)
+        run(online, begun, sensor, timeout=5)
     assert equal(caught.value.state, begun)
     waiting.put(None)
     assert threads() == []
     with pytest.raises(StreamError, match="the stream has no steps"):
-        run(online, begun, sensor)
+        run(online, begun, sensor, timeout=5)
 
 
 def test_a_rest_that_fills_no_window(online, begun, data):
