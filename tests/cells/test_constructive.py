@@ -129,7 +129,7 @@ def test_growth_from_one_to_twenty_columns_compiles_once():
         return scan(online, state, xs, ys)
 
     given = problem_of(model, 10)
-    state = online.init(given.params, given.hidden, key=jax.random.key(0))
+    state = jax.jit(online.init)(given.params, given.hidden, key=jax.random.key(0))
     there = []
     for _ in range(4):
         state, metrics = chunk(state, given.xs, given.ys)
@@ -145,7 +145,7 @@ def test_a_lazy_optimizer_leaves_frozen_stages_where_they_are(keep):
     given = given_of(EVERY)
     adam = optax.adam(0.1)
     online = learner(rtrl(given.model), lazy(adam) if keep else adam)
-    start = online.init(given.params, given.hidden, key=jax.random.key(0))
+    start = jax.jit(online.init)(given.params, given.hidden, key=jax.random.key(0))
     go = jax.jit(lambda state, xs, ys: scan(online, state, xs, ys)[0])
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam promotes its count
         first = go(start, given.xs[:EVERY], given.ys[:EVERY])
@@ -163,7 +163,7 @@ def test_future_features_are_zero_wherever_a_cell_begins():
     stage = cells.gru(INPUTS + 2, 1)
     begin = lambda key: (stage.init(key)[0], jnp.full(1, 0.5))
     cell = cells.constructive(stage._replace(init=begin), inputs=INPUTS, stages=2, every=1)
-    params, hidden = cell.init(jax.random.key(0))
+    params, hidden = jax.jit(cell.init)(jax.random.key(0))
     np.testing.assert_array_equal(cell.output(hidden), [0.5, 0])
     first = cell.step(params, hidden, jnp.ones(INPUTS))
     assert cell.output(first)[1] == first.mean[1, 0] == 0

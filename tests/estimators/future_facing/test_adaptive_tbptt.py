@@ -24,8 +24,8 @@ def settled(decay, **options):
     """The last estimate on a long stream of ones, and what it should be with the whole past."""
     model = leaky(decay)
     estimator = adaptive_tbptt(model, **options)
-    params, hidden = model.init(None)
-    state = estimator.init(params, hidden, key=jax.random.key(0))
+    params, hidden = jax.jit(model.init)(None)
+    state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(0))
     stream = jnp.ones((STEPS, 1)), jnp.zeros((STEPS, 1))
     go = lambda state, xy: estimator.update(state, params, *xy)
     _, estimates = jax.jit(lambda state: jax.lax.scan(go, state, stream))(state)
@@ -90,12 +90,12 @@ def test_a_slow_part_beneath_a_fast_one_is_not_overlooked():
 def test_one_bad_loss_teaches_nothing():
     model = leaky(0.5)._replace(loss=lambda params, h, y: (h**2, h))
     estimator = adaptive_tbptt(model, tolerance=0.1, longest=20, every=1)
-    params, hidden = model.init(None)
-    state = estimator.init(params, hidden, key=jax.random.key(0))
-    state, _ = estimator.update(state, params, jnp.ones(30), jnp.zeros(30))
+    params, hidden = jax.jit(model.init)(None)
+    state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(0))
+    state, _ = jax.jit(estimator.update)(state, params, jnp.ones(30), jnp.zeros(30))
     before = state.learned
     sick = state._replace(hidden=jnp.asarray(jnp.nan))
-    after = estimator.update(sick, params, jnp.ones(1), jnp.zeros(1))[0].learned
+    after = jax.jit(estimator.update)(sick, params, jnp.ones(1), jnp.zeros(1))[0].learned
     np.testing.assert_array_equal(after.phi, before.phi)
     assert after.truncation == before.truncation
 
@@ -116,11 +116,13 @@ def test_it_is_truncation_at_what_it_chose():
     model, params, hidden, xs, ys, _ = given
     estimator = adaptive_tbptt(model, longest=6, every=100)
     for length in (0, 3):
-        state = estimator.init(params, hidden, key=jax.random.key(0))
+        state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(0))
         learned = state.learned._replace(truncation=jnp.int32(length), age=jnp.int32(0))
         state, total = state._replace(learned=learned), jax.tree.map(jnp.zeros_like, params)
         for step in range(8):
-            state, estimate = estimator.update(state, params, xs[step : step + 1], ys[step : step + 1])
+            state, estimate = jax.jit(estimator.update)(
+                state, params, xs[step : step + 1], ys[step : step + 1]
+            )
             state = state._replace(learned=state.learned._replace(truncation=jnp.int32(length)))
             total = jax.tree.map(lambda t, g: t + g / 8, total, estimate.grads)
         fixed = gradient(tbptt(model, history=length), *given.args, key=jax.random.key(0))
@@ -135,12 +137,12 @@ def test_streams_are_truncated_alike():
         loss=lambda params, h, y: (h, h),
         example=(jnp.zeros(()), jnp.zeros(())),
     )
-    params, hidden = model.init(None)
+    params, hidden = jax.jit(model.init)(None)
     decays = jnp.asarray([0.3, 0.8])
     stream = jnp.broadcast_to(decays, (STEPS, 1, 2)), jnp.zeros((STEPS, 1, 2))
     for axis_name in ("streams", None):
         estimator = batched(adaptive_tbptt(model, tolerance=0.1, longest=40, axis_name=axis_name), 2)
-        state = estimator.init(params, hidden, key=jax.random.key(0))
+        state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(0))
         go = lambda state, xy, e=estimator: (e.update(state, params, *xy)[0], None)
         learned = jax.jit(lambda state, go=go: jax.lax.scan(go, state, stream)[0])(state).streams.learned
         same = bool(jnp.all(learned.phi[0] == learned.phi[1]))

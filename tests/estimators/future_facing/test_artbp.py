@@ -60,16 +60,21 @@ def by_hand(given, cuts, chance):
 @pytest.mark.parametrize("window", [1, 4])
 def test_credit_is_weighted_where_no_cut_comes(options, chance, window, monkeypatch):
     given = problem("vanilla", STEPS)
-    draws = jnp.asarray([0.9, 0.9, 0.9, 0.0, 0.9, 0.9, 0.9, 0.9])
+    draws = np.array([0.9, 0.9, 0.9, 0.0, 0.9, 0.9, 0.9, 0.9])
     estimator = artbp(given.model, **options)
-    state = estimator.init(*given.args[:2], key=jax.random.key(0))
-    total = jax.tree.map(jnp.zeros_like, given.params)
+    state = jax.jit(estimator.init)(*given.args[:2], key=jax.random.key(0))
+    total = jax.tree.map(np.zeros_like, given.params)
+
+    @jax.jit
+    def update(state, draws, xs, ys):
+        monkeypatch.setattr(artbp_file, "drawn", lambda *args: draws)
+        return estimator.update(state, given.params, xs, ys)
+
     for start in range(0, STEPS, window):
         part = slice(start, start + window)
-        monkeypatch.setattr(artbp_file, "drawn", lambda *args, part=part: draws[part])
-        state, estimate = estimator.update(state, given.params, given.xs[part], given.ys[part])
-        total = jax.tree.map(lambda t, g: t + window * g, total, estimate.grads)
-    _, owed = estimator.flush(state, given.params)
+        state, estimate = update(state, *(rows[part] for rows in (draws, given.xs, given.ys)))
+        total = jax.tree.map(lambda t, g: t + window * np.asarray(g), total, estimate.grads)
+    _, owed = jax.jit(estimator.flush)(state, given.params)
     got = jax.tree.map(lambda t, o: (t + o) / STEPS, total, owed)
     assert relative_error(got, by_hand(given, {3}, chance)) <= 1e-10
     assert relative_error(got, by_hand(given, {4}, chance)) > 1e-3
@@ -78,10 +83,10 @@ def test_credit_is_weighted_where_no_cut_comes(options, chance, window, monkeypa
 @pytest.mark.parametrize("alpha", [None, 4.0])
 def test_the_mean_length_is_one_over_the_cut(alpha):
     model = MODELS["vanilla"]()
-    params, hidden = model.init(jax.random.key(0))
+    params, hidden = jax.jit(model.init)(jax.random.key(0))
     estimator = artbp(model, cut=0.2, alpha=alpha, longest=200)
     xs, ys = jnp.zeros((20_000, 3)), jnp.zeros((20_000, 2))
-    state = estimator.init(params, hidden, key=jax.random.key(1))
+    state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(1))
     _, estimate = jax.jit(estimator.update)(state, params, xs, ys)
     assert estimate.info["forced_cuts"] == 0
     np.testing.assert_allclose(20_000 / estimate.info["cuts"], 5.0, rtol=0.06)
@@ -96,7 +101,7 @@ def test_half_precision_does_not_change_the_chance_of_a_cut():
         example=(jax.ShapeDtypeStruct((), jnp.bfloat16), jnp.zeros(0)),
     )
     estimator = artbp(model, cut=0.01, longest=2000)
-    state = estimator.init(*model.init(None), key=jax.random.key(1))
+    state = jax.jit(estimator.init)(*model.init(None), key=jax.random.key(1))
     xs, ys = jnp.ones(20_000, jnp.bfloat16), jnp.zeros((20_000, 0))
     _, estimate = jax.jit(estimator.update)(state, model.init(None)[0], xs, ys)
     # 200 expected, give or take 14
@@ -112,8 +117,8 @@ def test_cuts_may_be_tracers_and_differ_between_streams():
         assert relative_error(one, run_with(cut, alpha)) <= 1e-10
     many = batched(artbp(given.model, cut=0.5), 3)
     streams = [jnp.repeat(leaf[:, None], 3, axis=1) for leaf in given.args[2:]]
-    state = many.init(*given.args[:2], key=jax.random.key(0))
-    _, estimate = many.update(state, given.params, *streams)
+    state = jax.jit(many.init)(*given.args[:2], key=jax.random.key(0))
+    _, estimate = jax.jit(many.update)(state, given.params, *streams)
     assert len({*map(int, estimate.info["cuts"])}) > 1
 
 

@@ -14,7 +14,7 @@ FEATURES = HIDDEN + OUTPUTS + 1
 def orbit(name, period=4, around=2000):
     """A model on a periodic orbit: its parameters, a state of the orbit, and one period of inputs."""
     model = MODELS[name]()
-    params, hidden = model.init(jax.random.key(0))
+    params, hidden = jax.jit(model.init)(jax.random.key(0))
     xs, ys = stream(model, period)
 
     def once(hidden, _):
@@ -43,7 +43,7 @@ def infinite_credit(model, params, hidden, xs, ys, periods=60):
 
 def learned_credit(estimator, model, params, hidden, xs, ys):
     """[period, n] what the estimator's synthesiser says of every state, after 20,000 times around."""
-    state = estimator.init(params, hidden, key=jax.random.key(1))
+    state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(1))
     around = lambda state, _: (estimator.update(state, params, xs, ys)[0], None)
     state = jax.jit(lambda state: jax.lax.scan(around, state, None, 20_000)[0])(state)
     says = lambda state, xy: (
@@ -95,11 +95,11 @@ def test_the_learned_jacobian_of_a_rotation_is_the_rotation(rate):
         example=(jnp.zeros(0), jnp.zeros(2)),
     )
     estimator = dni(model, jacobian="learned", jacobian_optimizer=optax.sgd(rate))
-    params, hidden = model.init(None)
-    state = estimator.init(params, hidden, key=jax.random.key(0))
+    params, hidden = jax.jit(model.init)(None)
+    state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(0))
     np.testing.assert_allclose(state.learned.jacobian, R, rtol=1e-12)
     state = state._replace(learned=state.learned._replace(jacobian=jnp.zeros((2, 2))))
-    state, estimate = estimator.update(state, params, jnp.zeros((500, 0)), jnp.zeros((500, 2)))
+    state, estimate = jax.jit(estimator.update)(state, params, jnp.zeros((500, 0)), jnp.zeros((500, 2)))
     assert (np.abs(state.learned.jacobian - R).max() < 1e-6) == (rate > 0)
     assert (estimate.info["jacobian_loss"] < 1e-12) == (rate > 0)
 
@@ -119,7 +119,7 @@ def test_dni_b_moves_as_its_equations_say():
         squash=True,
         feedback=feedback.fixed(B),
     )
-    state = estimator.init(params, hidden, key=jax.random.key(0))
+    state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(0))
     A = A_copy = jax.random.normal(jax.random.key(3), (HIDDEN, FEATURES))
     state = state._replace(learned=state.learned._replace(synthesiser=A, copy=A))
     J, previous = state.learned.jacobian, None
@@ -135,7 +135,7 @@ def test_dni_b_moves_as_its_equations_say():
             A = A - rate * jnp.outer(A @ old_tilde - target, old_tilde)
             A_copy = A if t == 2 else A_copy
         previous = q, tilde
-        state, estimate = estimator.update(state, params, xs[t : t + 1], ys[t : t + 1])
+        state, estimate = jax.jit(estimator.update)(state, params, xs[t : t + 1], ys[t : t + 1])
         np.testing.assert_allclose(state.learned.jacobian, J, rtol=1e-10)
         np.testing.assert_allclose(state.learned.synthesiser, A, rtol=1e-10)
         np.testing.assert_allclose(state.learned.copy, A_copy, rtol=1e-10)
@@ -148,7 +148,7 @@ def test_a_learned_jacobian_starts_finite_where_silence_is_no_input():
     """The input is a time step, and this network divides by it."""
     base = MODELS["vanilla"]()
     model = base._replace(transition=lambda p, h, x: base.transition(p, h / jnp.sum(x**2), x))
-    params, hidden = model.init(jax.random.key(0))
+    params, hidden = jax.jit(model.init)(jax.random.key(0))
     state = dni(model, jacobian="learned").init(params, hidden, key=jax.random.key(1))
     assert jnp.all(jnp.isfinite(state.learned.jacobian))
     exact = jax.jacobian(lambda h: model.transition(params, h, jnp.zeros(INPUTS)))(hidden)
@@ -176,7 +176,7 @@ def test_the_end_of_an_episode_is_learned(last_only, jacobian):
         loss=lambda params, hidden, y: (jnp.sum(hidden["h"]) * y, y),
         example=(jnp.zeros(1), jnp.zeros(())),
     )
-    params, start = base.init(None)
+    params, start = jax.jit(base.init)(None)
     model = with_resets(base, start)
     # step 0 is before any loss: the loss of a step weighs its state by y
     weights = jnp.asarray([0.0, 0.0, 0.0, 1.0]) if last_only else jnp.ones(4)
@@ -189,45 +189,45 @@ def test_the_end_of_an_episode_is_learned(last_only, jacobian):
         jacobian=jacobian,  # learned it starts at 0.8, and is left alone
         jacobian_optimizer=optax.sgd(0.0) if jacobian == "learned" else None,
     )
-    state = estimator.init(params, start, key=jax.random.key(0))
+    state = jax.jit(estimator.init)(params, start, key=jax.random.key(0))
     again = lambda state, _: (estimator.update(state, params, *episode)[0], None)
     state = jax.jit(lambda state: jax.lax.scan(again, state, None, 200)[0])(state)
     powers = jnp.asarray([[0.8 ** (u - t) if u >= t else 0.0 for u in range(4)] for t in range(4)])
     np.testing.assert_allclose(state.learned.synthesiser[0], powers @ weights, atol=1e-8)
-    _, estimate = estimator.update(state, params, *episode)
+    _, estimate = jax.jit(estimator.update)(state, params, *episode)
     np.testing.assert_allclose(estimate.grads["w"], jnp.mean(powers @ weights), atol=1e-8)
 
 
 def test_a_stream_that_begins_anew_does_not_dilute_what_the_others_learn():
     """Of two streams one is reset at every step: Ĵ learns from the other as if that were alone."""
     model = fixed_start(MODELS["gru"]())
-    params, hidden = model.init(jax.random.key(0))
+    params, hidden = jax.jit(model.init)(jax.random.key(0))
     (xs, resets), ys = stream(model, 6)
     options = {"jacobian": "learned", "jacobian_optimizer": optax.sgd(0.1)}
     alone = dni(model, **options)
-    state = alone.init(params, hidden, key=jax.random.key(1))
-    expected = alone.update(state, params, (xs, resets), ys)[0].learned.jacobian
+    state = jax.jit(alone.init)(params, hidden, key=jax.random.key(1))
+    expected = jax.jit(alone.update)(state, params, (xs, resets), ys)[0].learned.jacobian
     both = batched(dni(model, axis_name="streams", **options), 2)
-    state = both.init(params, hidden, key=jax.random.key(1))
+    state = jax.jit(both.init)(params, hidden, key=jax.random.key(1))
     double = lambda leaf: jnp.stack([leaf, leaf], axis=1)
     resets = jnp.stack([resets, ~resets], axis=1)
-    after, _ = both.update(state, params, (double(xs), resets), double(ys))
+    after, _ = jax.jit(both.update)(state, params, (double(xs), resets), double(ys))
     np.testing.assert_allclose(after.streams.learned.jacobian[1], expected, rtol=1e-10)
 
 
 def test_streams_begin_with_one_synthesiser():
     model = MODELS["gru"]()
-    params, hidden = model.init(jax.random.key(0))
+    params, hidden = jax.jit(model.init)(jax.random.key(0))
     for axis_name in ("streams", None):
         estimator = batched(dni(model, synthesiser=readouts.linear(FEATURES, HIDDEN), axis_name=axis_name), 3)
-        state = estimator.init(params, hidden, key=jax.random.key(1))
+        state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(1))
         drawn = state.streams.learned.synthesiser["W"]
         assert bool(jnp.all(drawn == drawn[:1])) == (axis_name is not None)
 
 
 def test_streams_share_what_is_learned_where_only_some_begin_anew():
     model = fixed_start(MODELS["gru"]())
-    params, hidden = model.init(jax.random.key(0))
+    params, hidden = jax.jit(model.init)(jax.random.key(0))
     xs, ys = stream(model, 3 * 6)
     xs, ys = jax.tree.map(lambda leaf: leaf.reshape(6, 3, *leaf.shape[1:]), (xs, ys))
     xs = xs[0], jnp.zeros((6, 3), bool).at[0, 0].set(True).at[4, 1].set(True)
@@ -235,8 +235,8 @@ def test_streams_share_what_is_learned_where_only_some_begin_anew():
         options = {"jacobian": "learned", "inner_optimizer": optax.adam(0.1), "axis_name": axis_name}
         with jax.numpy_dtype_promotion("standard"):
             estimator = batched(dni(model, **options), 3)
-            state = estimator.init(params, hidden, key=jax.random.key(1))
-            state, _ = estimator.update(state, params, xs, ys)
+            state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(1))
+            state, _ = jax.jit(estimator.update)(state, params, xs, ys)
         # the lessons are each stream's own
         learned = jax.tree.leaves(state.streams.learned._replace(lesson=None))
         same = all(np.allclose(leaf, leaf[:1], rtol=1e-12, atol=0) for leaf in learned)

@@ -93,10 +93,10 @@ def test_half_precision_stays_half(make):
     half = lambda tree: jax.tree.map(lambda s: s.astype(jnp.bfloat16), tree)
     model = model._replace(init=lambda key: half(MODELS["gru"]().init(key)), example=half(model.example))
     estimator = make(fixed_start(model))
-    params, hidden = model.init(jax.random.key(0))
-    state = estimator.init(params, hidden, key=jax.random.key(1))
+    params, hidden = jax.jit(model.init)(jax.random.key(0))
+    state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(1))
     xs, ys = stream(fixed_start(model), 4)
-    moved, estimate = estimator.update(state, params, xs, ys)
+    moved, estimate = jax.jit(estimator.update)(state, params, xs, ys)
     chex.assert_trees_all_equal_dtypes(moved, state)
     assert {leaf.dtype for leaf in jax.tree.leaves(estimate.grads)} == {jnp.dtype(jnp.bfloat16)}
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(estimate.grads))

@@ -139,8 +139,8 @@ def test_a_sparse_network_keeps_what_its_hops_reach():
     sizes, kept = [], []
     for hops in (0, 1, 2):
         estimator = eprop(given.model, hops=hops)
-        state = estimator.init(given.params, given.hidden, key=jax.random.key(0))
-        estimate = estimator.update(state, given.params, given.xs[:1], given.ys[:1])[1]
+        state = jax.jit(estimator.init)(given.params, given.hidden, key=jax.random.key(0))
+        estimate = jax.jit(estimator.update)(state, given.params, given.xs[:1], given.ys[:1])[1]
         kept.append(int(estimate.info["kept"]))
         sizes.append(memory(estimator, given.params, given.hidden))
     assert kept == [1, 2, 3]
