@@ -76,7 +76,8 @@ def train(
         checkpoints: a folder for them, if they are wanted; it is made if it is missing.
         every: steps of the stream from one checkpoint to the next, which is saved at the end of the chunk
             (run.chunk) that reaches them. With `resume` it may be left out and stays what it was.
-        resume: go on from the checkpoints in the folder. An estimator that has none there begins.
+        resume: go on from the checkpoints in the folder. An estimator that has none there begins, and with
+            `every` so does a training that has none.
 
     Returns:
         A `Report`. Data that are not finite end it early: `failure` says where, and the last of its
@@ -84,8 +85,8 @@ def train(
 
     Raises:
         ConfigError: a task, cell or estimator refuses its options or the model.
-        ResumeError: the folder holds checkpoints already, or with `resume` none, or some of another config;
-            another process is training there, or it cannot be written to.
+        ResumeError: the folder holds checkpoints already, or with `resume` and without `every` none, or some
+            of another config; another process is training there, or it cannot be written to.
         CheckpointError: a checkpoint cannot be written, or the one to go on from is damaged.
         ValueError: `every` is missing, below 1, or given without a folder.
         Interrupted: by a signal, after saving; a `KeyboardInterrupt`.

@@ -8,7 +8,7 @@ import jax
 
 from online_grads.assembly import x64
 from online_grads.experiment import like
-from online_grads.resume import config_of, newest
+from online_grads.resume import CHECKPOINTS, begun, config_of, newest
 from online_grads.trainer import begin, trainer
 from online_grads.types import PyTree
 
@@ -20,7 +20,7 @@ def learned(checkpoints: str | os.PathLike) -> dict[str, PyTree]:
     the model that they belong to, from the config.
 
     Args:
-        checkpoints: the folder that was given to `train`; DIR/checkpoints of
+        checkpoints: the folder that was given to `train`, or the DIR of
             `online-grads run --checkpoint-every N --out DIR`. Files that the task reads must be there.
 
     Returns:
@@ -46,6 +46,8 @@ def learned(checkpoints: str | os.PathLike) -> dict[str, PyTree]:
     ((2, 3), ())
     """
     folder = Path(checkpoints)
+    if not begun(folder) and begun(folder / CHECKPOINTS):
+        folder = folder / CHECKPOINTS
     config, params = config_of(folder), {}
     with x64(config.run.precision == "float64"):
         task, model, starts = begin(config)

@@ -13,7 +13,7 @@ and one of an estimator that is trained to the end stays there: resuming does no
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from online_grads.leaves import copied
 from online_grads.types import Metrics, PyTree
 from online_grads.versions import versions
 
+CHECKPOINTS = "checkpoints"  # the folder for them in that of a run of the command
 RUN = "run.json"
 KINDS = {"config": dict, "every": int, "computed with": dict}  # of what it holds
 SHOWN = 3  # keys of another config that are named
@@ -129,9 +130,11 @@ def opened(
 ) -> Saving | None:
     """Check that a folder can take a config's checkpoints or, to resume, that it has them; write nothing.
 
+    To resume with `every` where nothing is begun is to begin.
+
     Raises:
-        ResumeError: there are checkpoints where a training is to begin, or none where one is to go on, or
-            they are of another config.
+        ResumeError: there are checkpoints where a training is to begin, or none where one is to go on (and
+            `every` is missing), or they are of another config.
         ValueError: `every` is missing, below 1, or given without a folder.
     """
     if folder is None:
@@ -147,6 +150,8 @@ def opened(
         if begun(folder):
             raise ResumeError(f"{folder}: there are checkpoints in it; resume them, or name another folder")
         return Saving(folder, every)
+    if every is not None and not begun(folder):
+        return Saving(folder, every)
     read = _read(folder)
     others = list(_differences(read["config"], _plain(config.tables)))
     if others:
@@ -155,22 +160,26 @@ def opened(
     return Saving(folder, every or read["every"])
 
 
-def config_of(folder: Path) -> Config:
-    """The config that the checkpoints in a folder are of.
+def config_of(folder: Path, overrides: Iterable[str] = ()) -> Config:
+    """The config that the checkpoints in a folder are of, and what is laid over it.
 
     Raises:
         ResumeError: there are no checkpoints in it.
         ConfigError: something that it names is no longer known.
     """
     tables = _read(folder)["config"]
-    if isinstance(tables.get("run"), dict):
-        tables["run"].pop("fast", None)  # [fast] is laid over them already
-    return parse(tables, source=f"{folder / RUN}")
+    laid_already: dict[str, Any] = {"fast": {}}
+    return parse(tables | laid_already, overrides, source=f"{folder / RUN}")
 
 
 def begun(folder: Path) -> bool:
     """Whether a training has begun to save its checkpoints in a folder."""
-    return (folder / RUN).exists()
+    return os.path.exists(folder / RUN)  # False too where one may not look
+
+
+def holds(folder: Path) -> bool:
+    """Whether a folder has a checkpoint that a training can go on from."""
+    return folder.is_dir() and any(checkpoint.latest(inside) for inside in folder.iterdir())
 
 
 def changed(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Signals end a command when all is written, with the status that shells expect."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 
 from online_grads import checkpoint
 from online_grads.cli import main
-from tests.commands import CONFIG, SMALL, equal_results
+from tests.commands import CONFIG, SMALL, equal_results, refused
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_signals_end_a_process(here, monkeypatch):
         assert not (here / "lost").exists()
         wait_for(lambda: (checkpoint.latest(steps) or steps).name >= "step_000000000040")
         kept.send_signal(signal.SIGTERM)
-        said = "online-grads: interrupted; go on with: online-grads run small.toml --resume kept\n"
+        said = "online-grads: interrupted; go on with: online-grads run --resume kept\n"
         assert kept.communicate(timeout=60)[1] == said
         assert kept.returncode == 143
     path = checkpoint.latest(steps)
@@ -76,3 +77,38 @@ def test_a_signal_waits_until_all_is_written(here, capsys, monkeypatch):
     assert main(["run", *SMALL]) == 143
     assert capsys.readouterr().out.endswith("written to runs/small\n")
     assert (here / "runs" / "small" / "results").exists()
+
+
+def test_one_command_starts_restarts_and_ends(here, capsys, monkeypatch):
+    (here / "small.toml").write_text(CONFIG + "[fast.run]\nupdates = 100\n")
+    command = ["run", "--checkpoint-every", "30", "--resume", "out", "small.toml", "--fast"]
+
+    def at_once(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def saved(*args, save=checkpoint.save_step, **kwargs):
+        path = save(*args, **kwargs)
+        signal.raise_signal(signal.SIGTERM)
+        return path
+
+    (here / "out" / "checkpoints").mkdir(parents=True)  # of one that was killed at once
+    with monkeypatch.context() as patch:
+        patch.setattr("online_grads.experiment.drive", at_once)
+        assert main(command) == 130
+    said = "; go on with: online-grads run --resume out\n"
+    assert capsys.readouterr().err == "online-grads: interrupted before anything was saved" + said
+    shutil.rmtree(here / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_step", saved)
+        assert main(command) == 143
+    assert capsys.readouterr().err == "online-grads: interrupted" + said
+    assert main(["run", "--resume", "out"]) == 0  # its config has [fast] in it
+    written = (here / "out" / "metrics.npz").stat()
+    capsys.readouterr()
+    for finished in (command, ["run", "--resume", "out"]):
+        assert main(finished) == 0
+        results = "out: this run is finished; its results are in out/summary.json\n"
+        assert capsys.readouterr() == (results, "")
+    assert (here / "out" / "metrics.npz").stat() == written
+    error = refused(capsys, "run", "--resume", "out", "--set", "run.updates=200")
+    assert "out/checkpoints: of another config: run.updates was 100, is 200" in error

@@ -154,19 +154,22 @@ def test_the_command_goes_on_or_says_why_not(here, capsys, monkeypatch, interrup
         described.write_text(json.dumps(whole | content))
         with pytest.raises(ResumeError, match="not what a run has written"):
             config_of(described.parent)
-    for folder, message in [
-        ("none", "none/checkpoints: no checkpoints to go on with"),
-        ("small.toml", "Not a directory"),
-        ("foreign", "foreign/checkpoints/run.json: not what a run has written"),
+    again = ["--checkpoint-every", "30", "--resume"]
+    for arguments, message in [
+        ([*SMALL, "--resume", "none"], "none: no checkpoints to go on with; with --checkpoint-every N a run"),
+        ([*again, "none"], "no checkpoints to go on with; with CONFIG.toml a run begins there"),
+        ([*SMALL, *again, "small.toml"], "Not a directory"),
+        ([*SMALL, *again, "."], "--resume .: not empty, and nothing is overwritten"),
+        ([*SMALL, "--resume", "foreign"], "foreign/checkpoints/run.json: not what a run has written"),
     ]:
-        assert message in refused(capsys, "run", *SMALL, "--resume", folder)
+        assert message in refused(capsys, "run", *arguments)
     assert not (here / "none").exists()
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.write_bytes", full)
         assert "No space left on device; no checkpoint can be saved" in refused(capsys, "run", *SMALL, *keep)
     assert not (here / "out").exists()
 
-    go_on = "online-grads run small.toml --set run.updates=100 --resume out\n"
+    go_on = "online-grads run --resume out\n"
     interrupted(2)
     assert main(["run", *SMALL, *keep]) == 143
     assert capsys.readouterr().err == f"online-grads: interrupted; go on with: {go_on}"
@@ -194,13 +197,12 @@ def test_the_command_goes_on_or_says_why_not(here, capsys, monkeypatch, interrup
     for folder in ("damaged", "out"):
         described = here / folder / "checkpoints" / "run.json"
         described.write_text(described.read_text().replace(f'"jax": "{now}"', '"jax": "0.1"'))
-        assert main(["run", *SMALL, "--resume", folder]) == 0
+        assert main(["run", "--resume", folder]) == 0
         out, err = capsys.readouterr()
         assert err.startswith(f"online-grads: note: jax was 0.1, is {now}: ")
         assert out.endswith(f"written to {folder}\n")
         equal_results(here / folder, here / "runs" / "small")
-        error = refused(capsys, "run", *SMALL, "--resume", folder)
-        assert f"--resume {folder}: this run is finished; its results are in {folder}/summary.json" in error
+    assert learned("out")["tbptt"].keys() == learned("out/checkpoints")["tbptt"].keys() == {"theta"}
 
 
 def test_data_that_are_not_finite_end_a_run_with_checkpoints(here, capsys, monkeypatch):

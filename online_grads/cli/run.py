@@ -13,16 +13,17 @@ from online_grads import compare_report, config, report, resume
 from online_grads.cells import CELLS
 from online_grads.checkpoint import CheckpointError
 from online_grads.cli import interrupts
-from online_grads.cli.places import UsageError, count
-from online_grads.cli.work import UnwrittenError, add_arguments, folder_for, read, written
+from online_grads.cli.places import UsageError, count, require, reserved
+from online_grads.cli.work import UnwrittenError, add_arguments, folder_for, overrides, read, written
 from online_grads.compare import compare
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.experiment import train
 from online_grads.optimizers import OPTIMIZERS
+from online_grads.resume import CHECKPOINTS
 from online_grads.signatures import options
 from online_grads.tasks import TASKS
 
-CHECKPOINTS = "checkpoints"  # the folder for them in that of a run
+SUMMARY = "summary.json"
 
 
 def add(commands) -> None:
@@ -47,8 +48,8 @@ def add(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compared.set_defaults(command=_compare)
-    for parser_, suffix in ((run, ""), (compared, "-compare")):
-        add_arguments(parser_, suffix)
+    add_arguments(run, "", needed=False)
+    add_arguments(compared, "-compare")
     run.add_argument(
         "--checkpoint-every", type=count, metavar="N",
         help="save each estimator's training in DIR/checkpoints at the first end of a chunk that reaches "
@@ -56,14 +57,19 @@ def add(commands) -> None:
     )  # fmt: skip
     run.add_argument(
         "--resume", type=Path, metavar="DIR",
-        help="go on with a run that was interrupted, from the checkpoints in its folder, and write there",
+        help="go on with a run that was interrupted, from the checkpoints in its folder, and write there; "
+        "CONFIG.toml may be left out. With --checkpoint-every it begins if there is nothing yet, so that one "
+        "command starts and restarts it",
     )  # fmt: skip
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.resume is not None and arguments.out is not None:
         raise UsageError(f"--resume {arguments.resume} writes there; leave --out {arguments.out} out")
-    chosen = read(arguments)
+    chosen = _config(arguments)
+    if arguments.resume is not None and _finished(arguments.resume, chosen):
+        print(f"{arguments.resume}: this run is finished; its results are in {arguments.resume / SUMMARY}")
+        return 0
     saving = arguments.resume is not None or arguments.checkpoint_every is not None
     with folder_for(arguments, "") if arguments.resume is None else _resumed(arguments.resume) as folder:
         kept: dict[str, Any] = {"every": arguments.checkpoint_every, "resume": arguments.resume is not None}
@@ -75,10 +81,11 @@ def _run(arguments: argparse.Namespace) -> int:
         except KeyboardInterrupt as interrupt:
             if not (saving and resume.begun(folder / CHECKPOINTS)):
                 raise
-            print(f"online-grads: interrupted; go on with: {_again(arguments, folder)}", file=sys.stderr)
+            nothing = "" if resume.holds(folder / CHECKPOINTS) else " before anything was saved"
+            print(f"online-grads: interrupted{nothing}; {_again(folder)}", file=sys.stderr)
             return interrupts.status(interrupt)
         except (CheckpointError, UnwrittenError) as error:
-            again = f"; once that is mended, go on with: {_again(arguments, folder)}" if saving else ""
+            again = f"; once that is mended, {_again(folder)}" if saving else ""
             raise UsageError(f"{error}{again}") from None
     if found.failure is not None:
         print(f"online-grads: stopped early: {found.failure}", file=sys.stderr)
@@ -87,16 +94,46 @@ def _run(arguments: argparse.Namespace) -> int:
     return status
 
 
-def _resumed(folder: Path) -> AbstractContextManager[Path]:
-    """The folder of a run that was interrupted.
+def _config(arguments: argparse.Namespace) -> config.Config:
+    """The config of the arguments; to go on without one, that of the run.
 
     Raises:
-        UsageError: it was not interrupted.
+        UsageError: neither is there.
     """
-    written = folder / "summary.json"
-    if written.exists() and _summary(written).get("failure") is None:
-        raise UsageError(f"--resume {folder}: this run is finished; its results are in {written}")
-    changed = resume.changed(folder / CHECKPOINTS)
+    folder, needed = arguments.resume, ["CONFIG.toml"] * (arguments.config is None)
+    if folder is not None and not resume.begun(folder / CHECKPOINTS):
+        missing = needed + ["--checkpoint-every N"] * (arguments.checkpoint_every is None)
+        if missing:
+            begins = f"with {' and '.join(missing)} a run begins there"
+            raise UsageError(f"--resume {folder}: no checkpoints to go on with; {begins}")
+    if not needed:
+        return read(arguments)
+    if folder is None:
+        raise UsageError("the following arguments are required: CONFIG.toml")
+    require("matplotlib", "tqdm")
+    return resume.config_of(folder / CHECKPOINTS, overrides(arguments))
+
+
+def _finished(folder: Path, chosen: config.Config) -> bool:
+    """Whether a run of this config has written its results.
+
+    Raises:
+        ResumeError: it was of another config.
+    """
+    written = folder / SUMMARY
+    if not written.exists() or _summary(written).get("failure") is not None:
+        return False
+    resume.opened(chosen, folder / CHECKPOINTS, None, resume=True)
+    return True
+
+
+def _resumed(folder: Path) -> AbstractContextManager[Path]:
+    """The folder of a run that was interrupted, or of one that begins."""
+    checkpoints = folder / CHECKPOINTS
+    if not resume.begun(checkpoints):
+        killed_at_once = checkpoints.is_dir() and list(folder.iterdir()) == [checkpoints]
+        return nullcontext(folder) if killed_at_once else reserved(folder, folder, "--resume")
+    changed = resume.changed(checkpoints)
     if changed is not None:
         print(f"online-grads: note: {changed}", file=sys.stderr)
     return nullcontext(folder)
@@ -109,11 +146,9 @@ def _summary(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not what a run has written") from None
 
 
-def _again(arguments: argparse.Namespace, folder: Path) -> str:
+def _again(folder: Path) -> str:
     """The command that goes on."""
-    changes = [part for item in arguments.set for part in ("--set", item)]
-    fast = ["--fast"] * arguments.fast
-    return shlex.join(["online-grads", "run", arguments.config, *fast, *changes, "--resume", str(folder)])
+    return f"go on with: {shlex.join(['online-grads', 'run', '--resume', str(folder)])}"
 
 
 def _compare(arguments: argparse.Namespace) -> int:

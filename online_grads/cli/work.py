@@ -15,9 +15,9 @@ class UnwrittenError(UsageError):
     """Results that cannot be written."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, suffix: str) -> None:
+def add_arguments(parser: argparse.ArgumentParser, suffix: str, *, needed: bool = True) -> None:
     """The config, what is changed in it, and where the results go: by default runs/CONFIG<suffix>."""
-    parser.add_argument("config", metavar="CONFIG.toml")
+    parser.add_argument("config", metavar="CONFIG.toml", nargs=None if needed else "?")
     parser.add_argument(
         "--set", action="append", default=[], metavar="section.key=value", help="replace a value"
     )
@@ -29,9 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser, suffix: str) -> None:
 
 def read(arguments: argparse.Namespace, changes: Iterable[str] = ()) -> config.Config:
     """The config with what the arguments change in it, and then `changes`, as after --set."""
-    chosen = config.load(arguments.config, [*["run.fast=true"] * arguments.fast, *arguments.set, *changes])
+    chosen = config.load(arguments.config, [*overrides(arguments), *changes])
     require("matplotlib", "tqdm")
     return chosen
+
+
+def overrides(arguments: argparse.Namespace) -> list[str]:
+    """What the arguments change in the config, as after --set."""
+    return [*["run.fast=true"] * arguments.fast, *arguments.set]
 
 
 def folder_for(arguments: argparse.Namespace, suffix: str) -> AbstractContextManager[Path]:
