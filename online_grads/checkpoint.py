@@ -6,36 +6,28 @@ the disk, and renamed into place: a process killed at any moment leaves the chec
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 
 from online_grads.arguments import positive_int
-from online_grads.checkpoint_format import MANIFEST, Manifest, Unreadable, read_arrays, read_manifest, write
-from online_grads.checkpoint_leaves import Form, differences, form, named, rebuilt
-from online_grads.checkpoint_steps import ASIDE, found, name_of, previous_of
+from online_grads.checkpoint_errors import CheckpointError as CheckpointError
+from online_grads.checkpoint_errors import cannot_write, reading, why
+from online_grads.checkpoint_format import (
+    MANIFEST,
+    Manifest,
+    Unreadable,
+    check_folder,
+    read_arrays,
+    read_manifest,
+    write,
+)
+from online_grads.checkpoint_leaves import Form, differences, form, inside, named, parts, rebuilt
+from online_grads.checkpoint_steps import ASIDE, found, name_of
 from online_grads.files import clear_leftovers, make_folder, remove_folder, whole_folder
 from online_grads.types import PyTree
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read, or used.
-
-    Attributes:
-        path: the checkpoint.
-        previous: the newest older checkpoint of its folder that is intact (of the same step if that could not
-            be replaced); None if there is none, and where all that is wrong is that it differs from `like`.
-    """
-
-    def __init__(self, message: str, path: Path, previous: Path | None = None):
-        super().__init__(message, path, previous)
-        self.path = path
-        self.previous = previous
-
-    def __str__(self) -> str:
-        return self.args[0]
 
 
 def save(path: str | os.PathLike, state: PyTree, *, notes: Mapping[str, Any] | None = None) -> Path:
@@ -67,14 +59,14 @@ def save(path: str | os.PathLike, state: PyTree, *, notes: Mapping[str, Any] | N
     try:
         there = path.exists()
     except OSError as error:  # a name that is too long, or a folder above that may not be looked into
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     if there:
         raise CheckpointError(f"{path} exists already", path)
     _write(path, leaves, notes)
     return path
 
 
-def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
+def restore(path: str | os.PathLike, like: PyTree, *, at: str = "") -> PyTree:
     """Read a state that is like a given one: its values are those that were saved, bit by bit.
 
     Args:
@@ -82,6 +74,8 @@ def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
         like: a pytree with the same names, shapes and dtypes: a state just begun, or its shapes
             (`jax.eval_shape`). Where it has a JAX array or a shape the result has a JAX array, where it
             has a NumPy array or a Python number, that. Where it was put on devices, so is the result.
+        at: which part of the saved state is wanted, if not all of it, ".params" of a learner's state say;
+            `like` is like that part. The others are not read.
 
     Returns:
         The state, with the structure of `like`.
@@ -98,17 +92,20 @@ def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = save_step(folder, 10, {"key": jax.random.key(3), "n": 7})
     ...     state = restore(path, {"key": jax.random.key(0), "n": 0})
-    ...     state["n"], bool(state["key"] == jax.random.key(3))
-    (7, True)
+    ...     state["n"], bool(state["key"] == jax.random.key(3)), restore(path, 0, at="['n']")
+    (7, True, 7)
     """
     path = Path(path).absolute()
-    wanted = named(like, "like")
-    forms = {name: form(f"like{name}", leaf) for name, leaf in wanted.items()}
+    wanted = {f"{at}{name}": leaf for name, leaf in named(like, "like").items()}
+    forms = {name: form(f"like{name.removeprefix(at)}", leaf) for name, leaf in wanted.items()}
     manifest = _manifest(path)
-    has = {name: Form(tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in manifest.leaves.items()}
+    kept = {name: leaf for name, leaf in manifest.leaves.items() if inside(name, at)}
+    has = {name: Form(tuple(leaf["shape"]), leaf["dtype"]) for name, leaf in kept.items()}
+    if at and not kept:
+        raise CheckpointError(f"{path} has nothing at {at!r}; it has {parts(manifest.leaves)}", path)
     if different := differences(forms, has):
         raise CheckpointError(f"{path} differs from like: {different}", path)
-    arrays = _reading(path, lambda: read_arrays(path, manifest))
+    arrays = reading(path, lambda: read_arrays(path, manifest, only=kept))
     leaves = [rebuilt(name, manifest.leaves[name], arrays[name], leaf) for name, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -170,7 +167,7 @@ def save_step(
         if path.is_dir() and aside.is_dir():
             remove_folder(aside)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     _write(path, leaves, notes, aside)
     try:
         outdated = [old for old in found(folder)[:-last] if old != path]
@@ -178,7 +175,7 @@ def save_step(
             remove_folder(old)
     except OSError as error:
         raise CheckpointError(
-            f"{path} is saved, but no older one can be removed: {_why(error)}", path
+            f"{path} is saved, but no older one can be removed: {why(error)}", path
         ) from error
     return path
 
@@ -201,7 +198,7 @@ def latest(folder: str | os.PathLike) -> Path | None:
     try:
         return next(reversed(found(folder)), None)
     except OSError as error:
-        raise CheckpointError(f"cannot read {folder}: {_why(error)}", folder) from error
+        raise CheckpointError(f"cannot read {folder}: {why(error)}", folder) from error
 
 
 def _write(path: Path, leaves, notes, aside: Path | None = None) -> None:
@@ -210,46 +207,17 @@ def _write(path: Path, leaves, notes, aside: Path | None = None) -> None:
         with whole_folder(path, aside=aside) as beside:
             write(beside, leaves, notes or {})
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def _manifest(path: Path) -> Manifest:
     def read() -> Manifest:
-        if not path.exists():
-            raise Unreadable("does not exist")
-        if path.is_file():
-            raise Unreadable("is a file: a checkpoint is a directory")
+        check_folder(path)
         if not (path / MANIFEST).exists():
             inside = next(reversed(found(path)), None)
             if inside:
                 raise Unreadable(f"is a folder of checkpoints: its latest is {inside}")
-            raise Unreadable(f"is no checkpoint: it has no {MANIFEST}" if any(path.iterdir()) else "is empty")
+            raise Unreadable(f"is no checkpoint: it has no {MANIFEST}")
         return read_manifest(path)
 
-    return _reading(path, read)
-
-
-T = TypeVar("T")
-
-
-def _reading(path: Path, read: Callable[[], T]) -> T:
-    """What `read` gives; what is wrong with the checkpoint becomes an error that offers the one before."""
-    try:
-        return read()
-    except (Unreadable, OSError) as error:
-        what = str(error) if isinstance(error, Unreadable) else f"cannot be read: {_why(error)}"
-        previous = previous_of(path)
-        raise CheckpointError(f"{path} {what}{_offer(previous)}", path, previous) from error
-
-
-def _cannot_write(path: Path, error: OSError) -> CheckpointError:
-    previous = previous_of(path, itself=True)
-    return CheckpointError(f"cannot write {path}: {_why(error)}{_offer(previous)}", path, previous)
-
-
-def _offer(previous: Path | None) -> str:
-    return f"; the newest intact one is {previous}" if previous else ""
-
-
-def _why(error: OSError) -> str:
-    return f"{error.strerror} ({error.filename})" if error.filename else error.strerror or str(error)
+    return reading(path, read)

@@ -9,7 +9,7 @@ that NumPy lacks are there as unsigned integers of their size, a typed key as it
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,21 @@ class Manifest(NamedTuple):
 
     leaves: dict[str, dict]  # name -> shape, dtype, weak, sha256; in the order of the archive
     notes: dict
+
+
+def check_folder(path: Path) -> None:
+    """Refuse what cannot be a checkpoint, as it holds nothing.
+
+    Raises:
+        Unreadable: if there is no directory, or an empty one.
+        OSError: if it cannot be read.
+    """
+    if not path.exists():
+        raise Unreadable("does not exist")
+    if path.is_file():
+        raise Unreadable("is a file: a checkpoint is a directory")
+    if not any(path.iterdir()):
+        raise Unreadable("is empty")
 
 
 def write(folder: Path, leaves: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
@@ -94,8 +109,10 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest({leaf.pop("name"): leaf for leaf in content["leaves"]}, content["notes"])
 
 
-def read_arrays(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint as they are stored, by name, every checksum compared.
+def read_arrays(
+    folder: Path, manifest: Manifest, only: Container[str] | None = None
+) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint as they are stored, by name, or some of them; every checksum is compared.
 
     Raises:
         Unreadable: if one is missing or not what was saved.
@@ -108,6 +125,8 @@ def read_arrays(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
         except Exception as error:  # a damaged archive raises nearly anything
             raise Unreadable(f"is damaged or truncated: {ARRAYS} cannot be read ({error})") from error
         for number, (name, leaf) in enumerate(manifest.leaves.items()):
+            if only is not None and name not in only:
+                continue
             try:
                 array = archive[str(number)]
             except Exception as error:

@@ -1,6 +1,7 @@
 """The leaves of a state as a checkpoint stores them: plain NumPy arrays, and back."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +91,25 @@ def differences(wanted: Mapping[str, Form], has: Mapping[str, Form]) -> str:
     ]
     more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     return "; ".join(found[:SHOWN] + more)
+
+
+def inside(name: str, at: str) -> bool:
+    """Whether a leaf is the part of a state that `at` names, or in it.
+
+    >>> [inside(name, ".w") for name in (".w", ".w[0]", ".w.b", ".wide")]
+    [True, True, True, False]
+    """
+    return name.startswith(at) and (not at or name[len(at) :][:1] in ("", ".", "["))
+
+
+def parts(names: Iterable[str]) -> str:
+    """The outermost parts of the state that has these leaves.
+
+    >>> parts([".params['w']", ".params['b']", ".step"]), parts([""])
+    ('.params, .step', 'a single leaf')
+    """
+    found = re.findall(r"^(\.\w+|\[[^]]*\])", "\n".join(names), re.MULTILINE)
+    return ", ".join(dict.fromkeys(found)) or "a single leaf"
 
 
 def as_stored(name: str, leaf) -> np.ndarray:

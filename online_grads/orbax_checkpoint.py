@@ -1,7 +1,8 @@
 """Checkpoints with orbax, for those who use it everywhere: `pip install online-grads[orbax]`.
 
 Orbax knows no typed keys, no empty arrays and not every number. `plain` gives a state that it can hold, for
-any of its managers; `back` undoes it. `save` and `restore` do both for one checkpoint.
+any of its managers; `back` undoes it. `save` and `restore` do both for one checkpoint: which ones are kept is
+up to you or to a manager, and `run(checkpoints=)` saves with `online_grads.checkpoint`, not with these.
 """
 
 import os
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads.checkpoint import CheckpointError
+from online_grads.checkpoint_errors import CheckpointError, reading
+from online_grads.checkpoint_format import MANIFEST, Unreadable, check_folder
 from online_grads.checkpoint_leaves import (
     SCALARS,
     Form,
@@ -71,10 +73,12 @@ def restore(path: str | os.PathLike, like: PyTree) -> PyTree:
     """Read a state that is like a given one, as `checkpoint.restore` does.
 
     Raises:
-        CheckpointError: if it differs from `like`; it names the leaves. Other errors are those of orbax.
+        CheckpointError: if it is not from `save`, or differs from `like`; it names the leaves. Other errors
+            are those of orbax.
     """
     path = Path(path).absolute()
     forms = {name: form(f"like{name}", leaf) for name, leaf in named(like, "like").items()}
+    reading(path, lambda: _check_ours(path))
     with _checkpointer() as checkpointer:
         saved = checkpointer.restore(path, orbax.args.Composite(forms=orbax.args.JsonRestore())).forms
         has = {name: Form(tuple(shape), dtype) for name, (shape, dtype, _) in saved.items()}
@@ -138,6 +142,14 @@ def _weak(leaf):
     if not isinstance(leaf, jax.Array):
         return leaf
     return jax.jit(weakened, out_shardings=leaf.sharding if leaf.committed else None)(leaf)
+
+
+def _check_ours(path: Path) -> None:
+    check_folder(path)
+    if (path / MANIFEST).is_file():
+        raise Unreadable("is a checkpoint of online_grads.checkpoint: use its restore")
+    if not (path / "forms").is_dir():
+        raise Unreadable("is no checkpoint of online_grads.orbax_checkpoint: it has no item forms")
 
 
 def _checkpointer() -> "orbax.Checkpointer":

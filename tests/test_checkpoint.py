@@ -115,6 +115,21 @@ def test_a_difference_is_named(tmp_path):
         assert str(caught.value).endswith(f"['{name}']: expected {wanted}, the checkpoint has {has}")
 
 
+def test_a_part_comes_back_alone(tmp_path):
+    state = learning()
+    path = save(tmp_path / "state", state)
+    assert same(restore(path, jax.eval_shape(lambda: state.params), at=".params"), state.params)
+    assert same(restore(path, state.step, at=".step"), state.step)
+    for at, message in (
+        (".param", r"has nothing at '\.param'; it has \.params, "),
+        ("", "differs from like"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            restore(path, state.params, at=at)
+    with pytest.raises(CheckpointError, match=r"like: \.params\['gone'\] is missing from the checkpoint; "):
+        restore(path, {"gone": 1}, at=".params")
+
+
 def test_64_bits_are_not_cut(tmp_path):
     state = {"w": jnp.ones(2)}
     path, shapes = save(tmp_path / "state", state), jax.eval_shape(lambda: state)
@@ -226,27 +241,3 @@ def test_leftovers_are_never_taken_and_go_unless_somebody_writes(tmp_path):
 def test_an_error_survives_a_process_pool(tmp_path):
     error = pickle.loads(pickle.dumps(CheckpointError("gone", tmp_path, tmp_path / "old")))
     assert (str(error), error.path, error.previous) == ("gone", tmp_path, tmp_path / "old")
-
-
-def test_orbax_holds_the_same(tmp_path):
-    orbax_checkpoint = pytest.importorskip("online_grads.orbax_checkpoint")
-    kinds = ("bfloat16", "nan", "empty", "keys", "numpy", "python", "nothing")
-    state = {kind: every_kind()[kind] for kind in kinds}
-    assert same(orbax_checkpoint.restore(orbax_checkpoint.save(tmp_path / "state", state), state), state)
-    shapes = jax.eval_shape(lambda: learning())
-    path = orbax_checkpoint.save(tmp_path / "learner", learning())
-    assert same(orbax_checkpoint.restore(path, shapes), learning())
-    weak = {"step": jnp.asarray(1.5), "strong": jnp.float32(1.5)}
-    read = orbax_checkpoint.restore(orbax_checkpoint.save(tmp_path / "weak", weak), weak)
-    assert {name: leaf.weak_type for name, leaf in read.items()} == {"step": True, "strong": False}
-    assert same(read, weak)
-    given = jnp.ones(2)
-    given.delete()
-    for wrong, message in (
-        (given, r"state\['w'\] was given away"),
-        (2**63, r"state\['w'\] must fit into 64"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            orbax_checkpoint.save(tmp_path / "wrong", {"w": wrong})
-    with pytest.raises(CheckpointError, match=r"differs from like: \.step: expected int16 \[\]"):
-        orbax_checkpoint.restore(path, shapes._replace(step=jnp.int16(0)))
