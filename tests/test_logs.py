@@ -16,6 +16,7 @@ import pytest
 
 from online_grads import Estimate, Estimator, learner, run
 from online_grads.logs import json_lines, read_json_lines, scalars, several, tensorboard
+from online_grads.precision import x64
 from online_grads.types import Metrics
 
 
@@ -74,6 +75,8 @@ def test_numbers_of_what_is_kept_in_any_precision():
     }
     many = np.full(1000, jnp.bfloat16(1.0078125))  # a sum in bfloat16 would stop at 256
     assert scalars(told(many, finite=None, grad_norm=None)) == {"loss": 1.0078125}
+    with x64(False):  # JAX warns there if asked for 64 bits
+        assert scalars(told(1.0, loss=jnp.float32(0.5), info={"a": jnp.ones(())}))["loss"] == 0.5
     bad = scalars(told([np.inf, -np.inf, 1.0, np.nan]))
     assert np.isnan(bad["loss"])
     assert bad["finite"] == 0.25

@@ -62,7 +62,7 @@ def scalars(metrics: Metrics) -> dict[str, float]:
         if np.ndim(values) == axes:
             fields[re.sub(r"\W+", "_", f"info_{name}").rstrip("_")] = values
     with np.errstate(invalid="ignore", over="ignore"):
-        return {name: float(np.mean(values, dtype=np.float64)) for name, values in fields.items()}
+        return {name: float(np.mean(np.asarray(values), dtype=np.float64)) for name, values in fields.items()}
 
 
 def several(*callbacks: Callback) -> Callback:
