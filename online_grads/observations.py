@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from online_grads.arguments import counted
 from online_grads.types import PyTree
 
 
@@ -83,6 +84,18 @@ class Law:
             f"{name} {dtype}{[*shape]}"
             for name, shape, dtype in zip(self.names, self.shapes, self.dtypes, strict=True)
         )
+
+    def refused(self, error: Exception, window: int) -> str:
+        """What to say when a learner refuses segments of observations that look like these."""
+        whole = [
+            name
+            for name, dtype in zip(self.names, self.dtypes, strict=True)
+            if not jnp.issubdtype(dtype, jnp.inexact)
+        ]
+        said = f"{self.shown()}, as a segment of {counted(window, 'step')}, is refused: {error}"
+        if not whole:
+            return said
+        return f"{said}; where floating-point numbers are wanted, give float({whole[0]}) or .astype(float)"
 
     def _check(self, number: int, array: np.ndarray) -> None:
         dtype = self.dtypes[number]

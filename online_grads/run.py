@@ -1,9 +1,9 @@
 """A learner over a whole stream, driven from the host."""
 
 import contextlib
+import inspect
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from online_grads import checkpoint
+from online_grads import saving
 from online_grads.arguments import above, positive_int
-from online_grads.checkpoint import CheckpointError
-from online_grads.files import make_folder
+from online_grads.checks import TRACING, check_learner, check_owner, check_state
 from online_grads.learner import scan, segments
 from online_grads.leaves import copied
 from online_grads.loop import DataError as DataError
-from online_grads.loop import chunk_lengths, drive, guarded, keeping
+from online_grads.loop import StreamError, chunk_lengths, drive, guarded, keeping
+from online_grads.observations import Law
 from online_grads.streams import Gathering, is_stream
 from online_grads.types import Learner, LearnerState, Metrics, PyTree
 
@@ -59,9 +59,10 @@ def run(
         xs, ys: arrays of the whole stream, [T, ...] with T a multiple of `window`; NumPy arrays
             (memory-mapped ones too) go to the device chunk by chunk. Or, `ys` left out, an iterator or
             iterable of pairs (x, y) of one step each, without a time axis, as arrays on the host, pytrees
-            of them, or Python numbers; all look like the first. Or a function from the number of the first
-            step to such an iterable. It runs in another thread, where your JAX contexts do not hold: make
-            NumPy there. (Lists and tuples are pytrees of arrays: wrap a list of pairs in `iter`.)
+            of them, or Python numbers; all look like the first, so integers first are integers for ever,
+            and a model of floating-point numbers wants `float(x)`. A list or a tuple is taken for arrays:
+            wrap one of pairs in `iter`. Or a function from the number of the first step to such an
+            iterable. It runs in another thread, where your JAX contexts do not hold: make NumPy there.
         steps: how many steps of the stream are learned from, a multiple of `window`; by default all.
         window: k, steps per segment.
         chunk: steps per compiled call, at most; a multiple of `window` at or below it is used, at least one.
@@ -90,14 +91,15 @@ def run(
 
     Raises:
         ValueError: before anything is compiled, if the stream is empty, the window does not divide it,
-            `chunk` is below 1, `keep` names what is no field, the folder holds checkpoints and `resume` is
-            not asked for, or the newest is of a later step than is asked for.
-        TypeError: if `callback` is no function.
+            `chunk` is below 1, `keep` names what is no field, the state is another learner's or was donated,
+            the arrays do not fit the model, the folder holds checkpoints and `resume` is not asked for, or
+            the newest is of another window, or of a later step than is asked for.
+        TypeError: if `learner`, `state` or `callback` is something else, or the stream an async iterator.
         DataError: if a step's x or y is not finite; it says which, and carries the state and the metrics
             up to the chunk before.
-        StreamError: if a stream ends before `steps` or within a window, yields something else than before,
-            raises, or is silent for `timeout`; all whole windows before are learned from first, and it
-            carries the state and the metrics. Every `DataError` is one too.
+        StreamError: if a stream ends before `steps` or within a window, yields something else than before
+            or, first, than the model takes, raises, or is silent for `timeout`; all whole windows before are
+            learned from first, and it carries the state and the metrics. Every `DataError` is one too.
         Interrupted: if SIGINT or SIGTERM came and there are checkpoints; without them both act at once.
         CheckpointError: if a checkpoint cannot be read; if the folder cannot be written to, before anything
             is compiled, or later on: it carries the state and the metrics then.
@@ -117,6 +119,8 @@ def run(
     >>> int(state.step), metrics.loss.shape
     (15, (5,))
     """
+    check_learner(learner)
+    check_state(state)
     positive_int("chunk", chunk)
     positive_int("window", window)
     positive_int("last", last)
@@ -130,7 +134,7 @@ def run(
     total = _steps(xs, ys, steps, window, timeout)
     done = 0
     if checkpoints is not None:
-        state, done = _resumed(checkpoints, state, resume)
+        state, done = saving.begun(checkpoints, state, window, resume)
     elif resume or every is not None:
         raise ValueError("every and resume need a folder for checkpoints")
     else:
@@ -140,7 +144,7 @@ def run(
     if done == total:
         return state, None
     if checkpoints is not None:
-        _writable(Path(checkpoints))
+        saving.check_writable(Path(checkpoints))
     if is_stream(xs):
         lengths = _lengths(total, done, window, chunk)
         gathering = Gathering(xs, lengths, window=window, start=done, asked=steps, timeout=timeout)
@@ -149,14 +153,14 @@ def run(
         chunks = _chunks(xs, ys, done, _lengths(total, done, window, chunk))
     with contextlib.closing(chunks):
         return drive(
-            lambda state, data: _advance(learner, state, data, window, tuple(keep)),
+            partial(_advanced, learner, window, tuple(keep), done if is_stream(xs) else None),
             state,
             chunks,
             start=done,
             total=total,
             progress=progress,
             callback=callback,
-            save=None if checkpoints is None else partial(_save, checkpoints, last),
+            save=None if checkpoints is None else partial(saving.save, checkpoints, last, window),
             every=every,
             joined=not is_stream(xs) if history is None else history,
         )
@@ -166,6 +170,11 @@ def _steps(xs: PyTree, ys: PyTree, steps: int | None, window: int, timeout: floa
     """The number of steps to learn from, None for a stream without end."""
     if steps is not None and positive_int("steps", steps) % window:
         raise ValueError(f"a window of {window} steps does not divide steps={steps}")
+    if hasattr(xs, "__aiter__") or inspect.isasyncgenfunction(xs):
+        raise TypeError(
+            "an async iterator is no iterator: take `stepper`, as in "
+            "`async for x, y in stream: state, metrics = step(state, x, y)`"
+        )
     if is_stream(xs):
         if ys is not None:
             raise ValueError("a stream gives pairs (x, y), so ys must be left out")
@@ -188,33 +197,19 @@ def _steps(xs: PyTree, ys: PyTree, steps: int | None, window: int, timeout: floa
     return total if steps is None else steps
 
 
-def _resumed(folder: str | os.PathLike, state: LearnerState, resume: bool) -> tuple[LearnerState, int]:
-    newest = checkpoint.latest(folder)
-    if newest is None:
-        return copied(state), 0
-    if not resume:
-        raise ValueError(
-            f"{folder} holds checkpoints, the newest is {newest.name}: go on with resume=True, or "
-            "name another folder"
-        )
-    notes = checkpoint.notes(newest)
-    if "steps" not in notes:
-        raise ValueError(f"{newest} was not saved by run: its notes do not say how many steps were done")
-    return checkpoint.restore(newest, state), notes["steps"]
-
-
-def _writable(folder: Path) -> None:
-    """Make the folder and try it, so that what cannot be saved is not computed first."""
+def _advanced(learner, window, keep, begun, state, data):
+    """`_advance`; what tracing it raises is said in the caller's words. A stream `begun` at a step."""
     try:
-        make_folder(folder)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder):
-            pass
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {folder}: {error.strerror}", folder) from error
-
-
-def _save(folder: str | os.PathLike, last: int, done: int, state: LearnerState, metrics: Any) -> Path:
-    return checkpoint.save_step(folder, done, state, last=last, notes={"steps": done})
+        return _advance(learner, state, data, window, keep)
+    except TRACING as error:
+        check_owner(learner, state)
+        if begun is not None and isinstance(error, ValueError):
+            law = Law(jax.tree.map(lambda leaf: leaf[0], data))
+            raise StreamError(f"step {begun} of the stream: {law.refused(error, window)}", begun) from error
+        if begun is None and not jax.tree.leaves(data[1]):
+            said = "ys was left out: run(learner, state, xs, ys), or single pairs (x, y), wrapped in iter"
+            raise ValueError(f"{said}; {error}") from error
+        raise
 
 
 # The learner is a static argument, so that calling `run` again with it does not compile again.

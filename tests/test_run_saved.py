@@ -33,7 +33,7 @@ def test_a_saved_run_goes_on_as_if_nothing_had_been(setting, tmp_path, streamed)
     settings = dict(window=4, chunk=12, checkpoints=tmp_path, resume=True, history=True)
     whole, expected = run(online, state, xs, ys, window=4, chunk=12)
     half, _ = run(online, state, *data, steps=36, **settings)
-    assert checkpoint.notes(checkpoint.latest(tmp_path)) == {"steps": 36}
+    assert checkpoint.notes(checkpoint.latest(tmp_path)) == {"steps": 36, "window": 4}
     seen = []
     ended, metrics = run(
         online, state, *data, steps=60, callback=lambda done, _: seen.append(done), **settings
@@ -47,6 +47,8 @@ def test_a_saved_run_goes_on_as_if_nothing_had_been(setting, tmp_path, streamed)
     assert metrics is None
     with pytest.raises(ValueError, match="36 steps are asked for, but the newest checkpoint is of step 60"):
         run(online, state, *data, steps=36, **settings)
+    with pytest.raises(ValueError, match="saved by a run with window=4, now it is 2"):
+        run(online, state, *data, steps=60, **settings | {"window": 2})
     with pytest.raises(
         ValueError, match="holds checkpoints, the newest is step_000000000060: go on with resume"
     ):
