@@ -39,12 +39,13 @@ from online_grads.estimators.perturbation.pes import pes
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.estimators.transforms import averaged, batched, hidden_of
 from online_grads.fptt import FpttState, fptt, fptt_restart
+from online_grads.learned import learned
 from online_grads.learner import gradient, learner, memory, scan
 from online_grads.loop import DataError, StreamError
 from online_grads.model import from_cell, with_resets
 from online_grads.run import run
 from online_grads.sharding import sharded
-from online_grads.signals import Interrupted
+from online_grads.signals import Interrupted, deferred
 from online_grads.stepper import Latency, stepper
 from online_grads.sweep import sweep
 from online_grads.types import Estimate, Estimator, Learner, LearnerState, Metrics, Model
@@ -73,6 +74,7 @@ __all__ = [
     "cells",
     "checkpoint",
     "control",
+    "deferred",
     "diagnostics",
     "dni",
     "dodge",
@@ -88,6 +90,7 @@ __all__ = [
     "hidden_of",
     "kernl",
     "kf_rtrl",
+    "learned",
     "learner",
     "logs",
     "losses",

@@ -8,7 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-from online_grads import DataError, Metrics, cells, from_cell, learner, losses, readouts, run, snap, stepper
+from online_grads import (
+    DataError,
+    Latency,
+    Metrics,
+    cells,
+    checkpoint,
+    from_cell,
+    learner,
+    losses,
+    readouts,
+    run,
+    snap,
+    stepper,
+)
 
 STEPS, TRACES = 12, []
 
@@ -33,7 +46,7 @@ def setting():
 def kept(setting):
     """A stepper that keeps every state, compiled ahead."""
     online, state, xs, ys = setting
-    step = stepper(online, donate=False)
+    step = stepper(online)
     with pytest.raises(ValueError, match="no latency yet"):
         step.latency()
     step.compile(state, xs[0], ys[0])
@@ -61,11 +74,14 @@ def test_the_numbers_are_those_of_run(setting, kept):
 
 def test_the_first_state_survives_and_later_ones_are_donated(setting, kept):
     online, state, xs, ys = setting
-    step = stepper(online)
+    step = stepper(online, donate=True)
     first, _ = step(state, xs[0], ys[0])
     assert not state.step.is_deleted()
     second, _ = step(first, xs[1], ys[1])
     assert first.step.is_deleted()
+    for again in (lambda: step(first, xs[2], ys[2]), lambda: run(online, first, xs, ys)):
+        with pytest.raises(ValueError, match=r"given away \(donated\) .* the state that was returned"):
+            again()
     kept_first, _ = kept(state, xs[0], ys[0])
     assert same(kept(kept_first, xs[1], ys[1])[0], second)
     assert not kept_first.step.is_deleted()
@@ -74,6 +90,22 @@ def test_the_first_state_survives_and_later_ones_are_donated(setting, kept):
         step(second, np.array([0.0, np.nan]), ys[2])
     assert caught.value.step == 2
     step(caught.value.state, xs[2], ys[2])
+
+
+def test_an_interrupt_between_a_step_and_its_assignment_loses_nothing(setting, kept, monkeypatch, tmp_path):
+    """The signal comes when the new state is there already."""
+    _, state, xs, ys = setting
+
+    class Interrupting:
+        def append(self, seconds):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(kept, "_seconds", Interrupting())
+    before = state
+    with pytest.raises(KeyboardInterrupt):
+        state, _ = kept(state, xs[0], ys[0])
+    assert state is before
+    assert same(checkpoint.restore(checkpoint.save(tmp_path / "saved", state), state), state)
 
 
 @pytest.mark.parametrize(
@@ -107,5 +139,9 @@ def test_latencies(setting, kept, monkeypatch):
         kept(state, xs[0], ys[0])
     latency = kept.latency()
     assert latency == (100, 50.5, 50.5, pytest.approx(99.01), 100)
+    assert str(latency) == "100 calls: p50 50.5 s, p99 99 s, worst 100 s"
+    assert str(Latency(2000, 1.0, 0.000251, 0.000551, 0.0132)) == (
+        "2000 calls: p50 251 µs, p99 551 µs, worst 13.2 ms"
+    )
     kept._seconds.extend([1.0] * 10_000)
     assert kept.latency() == (10_000, 1.0, 1.0, 1.0, 1.0)
