@@ -7,7 +7,7 @@ A folder of checkpoints holds
     1_uoro/step_…     all that was recorded so far; the two newest checkpoints of each estimator
 
 and one of an estimator that is trained to the end stays there: resuming does not train it again, and
-`online_grads.learned.learned` reads its parameters.
+`online_grads.learned` reads its parameters.
 """
 
 import contextlib

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from online_grads import checkpoint, tasks
+from online_grads import checkpoint, learned, tasks
 from online_grads.cli import main
 from online_grads.experiment import train
-from online_grads.learned import learned
 from online_grads.resume import ResumeError, Saved, config_of, newest, opened
 from online_grads.versions import versions
 from tests.commands import CONFIG, SMALL, equal_results, refused
