@@ -6,12 +6,17 @@
 
     model = from_module(module, loss, example=(x, y), readout=None, carry=None, call=None)
 
-The module is a recurrent cell of the framework, or any module of yours that is called as in `jax.lax.scan`,
+The module is a recurrent cell of the framework (not `nn.RNN`, which runs over a sequence, but its cell), or
+any module of yours that is called as in `jax.lax.scan`,
 
     carry_t, out_t = module(carry_{t-1}, x_t)          ℓ_t = loss(ŷ_t, y_t)          ŷ_t = readout(out_t)
 
 a stack of cells whose carry is a tuple, or a whole network with its readout inside. `call` says how to call
 one of another form, `carry` where to start if the module does not know. Nothing of a module is rewritten.
+
+A step takes one observation at a time, without a batch axis: `online_grads.batched` learns from many streams.
+What normalises over a batch has none here: BatchNorm with its running averages is served, in training it is
+refused, for it would let no gradient through; LayerNorm takes its place.
 
 * **Parameters** come in the framework's own structure, so that what was learned goes straight back; with a
   `readout` they are {"cell": ..., "readout": ...}.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from online_grads import jaxprs
+from online_grads.adapters.refusals import ORDER, show, tried
 from online_grads.adapters.separate import read_off, unchanged
 from online_grads.analysis import analyse
 from online_grads.readouts import Readout
@@ -128,35 +129,33 @@ def reading(readout, functions: Callable) -> Functions | None:
     )
 
 
-def started(carry: PyTree | Callable | None, key, default: Callable) -> PyTree:
-    """The carry before the first step: as given, as a given function of the key makes it, or the default."""
+def started(carry: PyTree | Callable | None, key, default: Callable, *, own_call: bool) -> PyTree:
+    """The carry before the first step: as given, as a given function of the key makes it, or the default.
+
+    Raises:
+        ValueError: the module is called in its own way, and what it starts from itself has another structure
+            or other shapes than what is given.
+    """
     if carry is None:
         return default()
-    return jax.tree.map(jnp.asarray, carry(key) if callable(carry) else carry)
-
-
-def tried(failure: str, function: Callable, *args):
-    """What a user's function returns; whatever it raises becomes a ValueError that begins with `failure`."""
+    given = jax.tree.map(jnp.asarray, carry(key) if callable(carry) else carry)
+    if not own_call:
+        return given
     try:
-        return function(*args)
-    except Exception as error:
-        raise ValueError(f"{failure}: {error}") from error
-
-
-def show(tree: PyTree) -> str:
-    """Shapes in words.
-
-    >>> show((jnp.zeros(3, jnp.float32), jnp.zeros((), jnp.int32)))
-    '(float32[3], int32[])'
-    """
-    return str(jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", tree)).replace("'", "")
+        own = jax.eval_shape(default)
+    except Exception:  # of a module that does not know its own, whatever that raises
+        return given
+    form = lambda tree: (jax.tree.structure(tree), [leaf.shape for leaf in jax.tree.leaves(tree)])
+    if form(given) != form(own):
+        raise ValueError(f"the module itself starts from carry {show(own)}, got {show(given)}")
+    return given
 
 
 def _check_step(cell, begun, x):
     """Refuse a module that is not called as (carry, x) -> (carry, out)."""
     carry = begun[2]
     called = f"{cell.name} on carry {show(carry)} and x {show(x)}"
-    result, _ = tried(f"{called} fails", jax.eval_shape, cell.apply, *begun, x)
+    result, _ = tried(f"{called} fails", jax.eval_shape, cell.apply, *begun, x, hint=ORDER)
     if not isinstance(result, tuple) or len(result) != 2:
         raise TypeError(
             f"{called} must return a pair (carry, out), got {show(result)}; "
@@ -164,13 +163,13 @@ def _check_step(cell, begun, x):
         )
     moved = result[0]
     if jax.tree.structure(moved) != jax.tree.structure(carry):
-        raise ValueError(f"{called} must return a pair (carry, out), but its carry is {show(moved)}")
+        raise ValueError(f"{called} must return a pair (carry, out), but its carry is {show(moved)}{ORDER}")
     for (path, one), other in zip(jax.tree.leaves_with_path(carry), jax.tree.leaves(moved), strict=True):
         if (one.shape, one.dtype) != (other.shape, other.dtype):
-            precision = "; carry, parameters and x need one precision" if one.shape == other.shape else ""
+            precision = "; carry, parameters and x need one precision"
             raise ValueError(
                 f"{called} changes carry{jax.tree_util.keystr(path)} "
-                f"from {show(one)} to {show(other)}{precision}"
+                f"from {show(one)} to {show(other)}{precision if one.shape == other.shape else ORDER}"
             )
 
 

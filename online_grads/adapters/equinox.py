@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.adapters.build import Functions, build, reading, shapes, started, without
+from online_grads.adapters.refusals import check_form, foreign
 from online_grads.readouts import Readout
 from online_grads.types import Model, PyTree
 
@@ -44,7 +45,8 @@ def from_module(
         module: a cell, or any module that is called as (carry, x) -> (carry, out), where every start has the
             parameters that it has now; or a function of a key that makes one, drawn anew for every key.
         loss: (prediction, y) -> scalar, as in `online_grads.losses`.
-        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`.
+        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`: one observation, no batch axis;
+            `online_grads.batched` learns from many streams.
         readout: likewise, called as (out) -> prediction, or one of `online_grads.readouts`; by default the
             prediction is out_t. The parameters then are {"cell": module, "readout": module}.
         carry: the first carry, or a function of a key that makes it; by default zeros for the two cells.
@@ -55,9 +57,10 @@ def from_module(
         A `Model`; see `online_grads.adapters` for its hidden state.
 
     Raises:
-        TypeError: an argument is of the wrong type, or the module returns no pair.
-        ValueError: the module, the readout or the loss fails on the example (with what it says), the carry
-            changes in structure, shape or dtype, there is no first carry, or the module keeps the start of
+        TypeError: an argument is of the wrong type, the module does not take (carry, x) or returns no pair.
+        ValueError: the module, the readout or the loss fails on the example (with what it says), x is a
+            batch, a BatchNorm is in training, the carry is of another form than the module's own, it changes
+            in structure, shape or dtype, there is no first carry, or the module keeps the start of
             an `eqx.nn.State`.
 
     >>> from online_grads import losses
@@ -74,39 +77,49 @@ def from_module(
     (8,)
     """
     x, y = shapes(example)
-    name, draw, combine, is_cell = _functions("module", module, trainable)
+    shape, draw, combine = _functions("module", module, trainable)
+    is_cell, own_call = isinstance(shape, CELLS), call is None
     if call is None:
+        check_form(shape, x, 1 if is_cell else None)
         call = _call_cell if is_cell else lambda made, carry, x: made(carry, x)
 
     def init(key):
         key, key_carry = jax.random.split(key)
         params, state = draw(key)
-        return params, state, started(carry, key_carry, lambda: _zeros(combine(params, state)))
+        start = lambda: _zeros(combine(params, state))
+        return params, state, started(carry, key_carry, start, own_call=own_call)
 
     def apply(params, state, carry, x):
         return call(combine(params, state), carry, x), state
 
     def of_readout(readout):
-        name, draw, combine, _ = _functions("readout", readout, eqx.is_inexact_array)
+        shape, draw, combine = _functions("readout", readout, eqx.is_inexact_array)
         read = lambda params, state, out: (combine(params, state)(out), state)
-        return Functions(f"the readout {name}", lambda key, out: draw(key), read, without)
+        return Functions(f"the readout {type(shape).__name__}", lambda key, out: draw(key), read, without)
 
-    return build(Functions(name, init, apply, without), reading(readout, of_readout), loss, x, y)
+    return build(
+        Functions(type(shape).__name__, init, apply, without), reading(readout, of_readout), loss, x, y
+    )
 
 
 def _functions(role, module, trainable):
-    """(name, key -> (params, state), combine, whether it is a known cell) of a module or a constructor."""
-    if not callable(module) and not isinstance(module, eqx.Module):
-        raise TypeError(f"{role} must be an equinox.Module or a function key -> module, got {module!r}")
+    """(module as shapes, key -> (params, state), combine) of a module or a constructor of one."""
+    other = foreign(module, "equinox")
+    if other or not (callable(module) or isinstance(module, eqx.Module)):
+        raise TypeError(
+            f"{role} must be an equinox.Module or a function key -> module, got {other or repr(module)}"
+        )
     make = (lambda key: module) if isinstance(module, eqx.Module) else module
     try:
         made = eqx.filter_eval_shape(make, jax.random.key(0))
     except Exception as error:
-        raise ValueError(f"making the {role} by {module!r}(key) fails: {error}") from error
+        kind = module.__name__ if isinstance(module, type) else None
+        hint = f"; hand over an instance, or lambda key: {kind}(..., key=key)" if kind else ""
+        raise ValueError(f"making the {role} by {module!r}(key) fails: {error}{hint}") from error
     if not isinstance(made, eqx.Module):
         raise TypeError(
-            f"the {role} that {module!r}(key) makes must be an equinox.Module, got {made!r}; "
-            "an eqx.nn.State goes into the carry"
+            f"the {role} that {module!r}(key) makes must be an equinox.Module, got "
+            f"{foreign(made, 'equinox') or repr(made)}; an eqx.nn.State goes into the carry"
         )
     _refuse_indices(made)
     is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
@@ -119,7 +132,7 @@ def _functions(role, module, trainable):
     def combine(params, state):
         return eqx.combine(params, state, static)
 
-    return type(made).__name__, draw, combine, isinstance(made, CELLS)
+    return made, draw, combine
 
 
 def _call_cell(cell, carry, x):

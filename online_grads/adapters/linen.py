@@ -4,12 +4,22 @@ The parameters are {"params": ...}, as `module.apply` takes them. Other collecti
 (running statistics) are hidden state, and so is the key of the random streams that `rngs` names.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 
-from online_grads.adapters.build import Functions, build, reading, shapes, show, started, tried, without
+from online_grads.adapters.build import Functions, build, reading, shapes, started, without
+from online_grads.adapters.refusals import (
+    ORDER,
+    check_batch_norm,
+    check_form,
+    feature_axes,
+    foreign,
+    show,
+    tried,
+)
 from online_grads.readouts import Readout
 from online_grads.types import Model, PyTree
 
@@ -41,7 +51,8 @@ def from_module(
     Args:
         module: a cell, or any module that is called as (carry, x) -> (carry, out).
         loss: (prediction, y) -> scalar, as in `online_grads.losses`.
-        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`.
+        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`: one observation, no batch axis;
+            `online_grads.batched` learns from many streams.
         readout: a linen module or one of `online_grads.readouts`, by default the prediction is out_t.
             The parameters then are {"cell": {"params": ...}, "readout": {"params": ...}}.
         carry: the first carry, or a function of a key that makes it; by default the module's
@@ -54,9 +65,10 @@ def from_module(
         A `Model`; see `online_grads.adapters` for its hidden state.
 
     Raises:
-        TypeError: an argument is of the wrong type, or the module returns no pair.
-        ValueError: the module, the readout or the loss fails on the example (with what it says), the carry
-            changes in structure, shape or dtype, or there is no first carry.
+        TypeError: an argument is of the wrong type, the module does not take (carry, x) or returns no pair.
+        ValueError: the module, the readout or the loss fails on the example (with what it says), x is a
+            batch, a BatchNorm is in training, the carry is of another form than the module's own, it changes
+            in structure, shape or dtype, or there is no first carry.
 
     >>> from online_grads import losses
     >>> cell, readout = nn.GRUCell(8, param_dtype=float), nn.Dense(2, param_dtype=float)
@@ -74,13 +86,16 @@ def from_module(
     if isinstance(rngs, str):
         raise TypeError(f"rngs must be a sequence of names, as ({rngs!r},), got {rngs!r}")
     x, y = shapes(example)
+    if call is None:
+        check_form(module, x, feature_axes(module), sequences=(nn.RNN, nn.Bidirectional))
     draw, *others = _functions(module, variables, tuple(rngs), call)
 
     def init(key):
         key, key_carry = jax.random.split(key)
-        first = started(carry, key_carry, lambda: _initialize_carry(module, key_carry, x))
+        start = lambda: _initialize_carry(module, key_carry, x)
+        first = started(carry, key_carry, start, own_call=call is None)
         failure = f"module.init on carry {show(first)} and x {show(x)} fails"
-        return *tried(failure, draw, key, first, x), first
+        return *tried(failure, draw, key, first, x, hint=ORDER), first
 
     def of_readout(readout):
         _check("readout", readout)
@@ -91,8 +106,13 @@ def from_module(
 
 
 def _check(role, module):
+    if isinstance(module, type) and issubclass(module, nn.Module):
+        raise TypeError(
+            f"{role} must be a flax.linen.Module, got the class {module.__name__}: make one, "
+            f"{module.__name__}(...)"
+        )
     if not isinstance(module, nn.Module):
-        raise TypeError(f"{role} must be a flax.linen.Module, got {module!r}")
+        raise TypeError(f"{role} must be a flax.linen.Module, got {foreign(module, 'linen') or repr(module)}")
 
 
 def _functions(module, variables, rngs, call=None):
@@ -111,7 +131,10 @@ def _functions(module, variables, rngs, call=None):
         key, *keys = jax.random.split(state.pop(RNGS), 1 + len(rngs)) if rngs else (None,)
         given, streams = {**params, **state}, dict(zip(rngs, keys, strict=True))
         try:
-            result, state = module.apply(given, *arguments, rngs=streams, mutable=list(state), method=call)
+            with nn.intercept_methods(_watch):
+                result, state = module.apply(
+                    given, *arguments, rngs=streams, mutable=list(state), method=call
+                )
         except InvalidRngError as error:
             raise ValueError(f"{error}; name what a step draws from, as rngs=('dropout',)") from error
         return result, {**state} | ({RNGS: key} if rngs else {})
@@ -119,10 +142,19 @@ def _functions(module, variables, rngs, call=None):
     return init, apply, without
 
 
+def _watch(call, args, kwargs, context):
+    """Refuse a BatchNorm over one observation where it is called."""
+    if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+        given = inspect.signature(nn.BatchNorm.__call__).bind(context.module, *args, **kwargs).arguments
+        check_batch_norm(context.module, given["x"], given.get("use_running_average"))
+    return call(*args, **kwargs)
+
+
 def _initialize_carry(module, key, x):
     try:
         return module.initialize_carry(key, x.shape)
     except (AttributeError, NotImplementedError) as error:
         raise ValueError(
-            "it has no initialize_carry(key, x.shape); give the first carry, carry=..."
+            "it has no initialize_carry(key, x.shape); give the first carry, carry=..., "
+            "if it is a (carry, x) -> (carry, out) module"
         ) from error

@@ -4,11 +4,13 @@ The parameters are the `nnx.State` of the module's `nnx.Param`. Other variables 
 statistics, counts of random streams) are hidden state, an `nnx.State` too.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 
 from online_grads.adapters.build import Functions, build, reading, shapes, started, without
+from online_grads.adapters.refusals import check_batch_norm, check_form, feature_axes, foreign
 from online_grads.readouts import Readout
 from online_grads.types import Model, PyTree
 
@@ -37,7 +39,8 @@ def from_module(
             parameters that it has now; or a function of `nnx.Rngs` that makes one, drawn anew for every key.
             The module itself is never changed.
         loss: (prediction, y) -> scalar, as in `online_grads.losses`.
-        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`.
+        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`: one observation, no batch axis;
+            `online_grads.batched` learns from many streams.
         readout: likewise, or one of `online_grads.readouts`; by default the prediction is out_t. The
             parameters then are {"cell": State, "readout": State}.
         carry: the first carry, or a function of a key that makes it; by default the module's
@@ -49,9 +52,10 @@ def from_module(
         A `Model`; see `online_grads.adapters` for its hidden state.
 
     Raises:
-        TypeError: an argument is of the wrong type, or the module returns no pair.
-        ValueError: the module, the readout or the loss fails on the example (with what it says), the carry
-            changes in structure, shape or dtype, there is no first carry, or a step sets a parameter or
+        TypeError: an argument is of the wrong type, the module does not take (carry, x) or returns no pair.
+        ValueError: the module, the readout or the loss fails on the example (with what it says), x is a
+            batch, a BatchNorm is in training, the carry is of another form than the module's own, it changes
+            in structure, shape or dtype, there is no first carry, or a step sets a parameter or
             makes new variables.
 
     >>> import jax.numpy as jnp
@@ -69,30 +73,39 @@ def from_module(
     (8,)
     """
     x, y = shapes(example)
-    name, draw, merge, apply = _functions("module", module, trainable, call)
+    shape, draw, merge, apply = _functions("module", module, trainable, call)
+    if call is None:
+        check_form(shape, x, feature_axes(shape), sequences=(nnx.RNN, nnx.Bidirectional))
 
     def init(key):
         key, key_carry = jax.random.split(key)
         params, state = draw(key)
         start = lambda: _initialize_carry(merge(params, state), key_carry, x)
-        return params, state, started(carry, key_carry, start)
+        return params, state, started(carry, key_carry, start, own_call=call is None)
 
     def of_readout(readout):
-        name, draw, _, apply = _functions("readout", readout, trainable, None)
-        return Functions(f"the readout {name}", lambda key, out: draw(key), apply, _part)
+        shape, draw, _, apply = _functions("readout", readout, trainable, None)
+        return Functions(f"the readout {type(shape).__name__}", lambda key, out: draw(key), apply, _part)
 
-    return build(Functions(name, init, apply, _part), reading(readout, of_readout), loss, x, y)
+    return build(
+        Functions(type(shape).__name__, init, apply, _part), reading(readout, of_readout), loss, x, y
+    )
 
 
 def _functions(role, module, trainable, call):
-    """(name, key -> (params, state), merge, apply) of an nnx module or a constructor of one."""
-    if not callable(module) and not isinstance(module, nnx.Module):
-        raise TypeError(f"{role} must be an nnx.Module or a function rngs -> nnx.Module, got {module!r}")
+    """(module as shapes, key -> (params, state), merge, apply) of an nnx module or a constructor of one."""
+    other = foreign(module, "nnx")
+    if other or not (callable(module) or isinstance(module, nnx.Module)):
+        raise TypeError(
+            f"{role} must be an nnx.Module or a function rngs -> nnx.Module, got {other or repr(module)}"
+        )
     make = (lambda rngs: module) if isinstance(module, nnx.Module) else module
     try:
         shape = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
     except Exception as error:
-        raise ValueError(f"making the {role} by {module!r}(rngs) fails: {error}") from error
+        kind = module.__name__ if isinstance(module, type) else None
+        hint = f"; hand over an instance, or lambda rngs: {kind}(..., rngs=rngs)" if kind else ""
+        raise ValueError(f"making the {role} by {module!r}(rngs) fails: {error}{hint}") from error
     if not isinstance(shape, nnx.Module):
         raise TypeError(f"the {role} that {module!r}(rngs) makes must be an nnx.Module, got {shape!r}")
     graph = nnx.split(shape, trainable, ...)[0]
@@ -107,13 +120,32 @@ def _functions(role, module, trainable, call):
 
     def apply(params, state, *arguments):
         made = merge(params, state)
+        _watch(made)
         result = made(*arguments) if call is None else call(made, *arguments)
         _, learned, moved = nnx.split(made, trainable, ...)
         _refuse_changes("sets the parameter", params, learned, lambda one, other: one is not other)
         _refuse_changes("makes or loses the variable", state, moved, lambda one, other: False)
         return result, moved
 
-    return type(shape).__name__, draw, merge, apply
+    return shape, draw, merge, apply
+
+
+def _watch(made) -> None:
+    """Let every BatchNorm of a module refuse one observation; the module is not the caller's."""
+    for _, node in nnx.iter_graph(made):
+        if isinstance(node, nnx.BatchNorm):
+            object.__setattr__(node, "__class__", _watching(type(node)))
+
+
+@functools.cache
+def _watching(kind):
+    class Watching(kind):
+        def __call__(self, x, use_running_average=None, **options):
+            check_batch_norm(self, x, use_running_average)
+            return super().__call__(x, use_running_average, **options)
+
+    Watching.__name__ = kind.__name__
+    return Watching
 
 
 def _refuse_changes(what, before, after, differ) -> None:
@@ -141,5 +173,6 @@ def _initialize_carry(made, key, x):
         return made.initialize_carry(x.shape, rngs=nnx.Rngs(key))
     except (AttributeError, NotImplementedError) as error:
         raise ValueError(
-            "it has no initialize_carry(x.shape, rngs=...); give the first carry, carry=..."
+            "it has no initialize_carry(x.shape, rngs=...); give the first carry, carry=..., "
+            "if it is a (carry, x) -> (carry, out) module"
         ) from error
