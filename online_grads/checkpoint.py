@@ -25,7 +25,7 @@ from online_grads.checkpoint_format import (
     write,
 )
 from online_grads.checkpoint_leaves import Form, differences, form, inside, named, parts, rebuilt
-from online_grads.checkpoint_steps import ASIDE, found, name_of
+from online_grads.checkpoint_steps import ASIDE, found, name_of, step_of
 from online_grads.files import clear_leftovers, make_folder, remove_folder, whole_folder
 from online_grads.types import PyTree
 
@@ -199,6 +199,25 @@ def latest(folder: str | os.PathLike) -> Path | None:
         return next(reversed(found(folder)), None)
     except OSError as error:
         raise CheckpointError(f"cannot read {folder}: {why(error)}", folder) from error
+
+
+def steps(folder: str | os.PathLike) -> int:
+    """How far the newest complete checkpoint of a folder is: its step, as `save_step` was told it; 0 if none.
+
+    What goes on with a run begins there: `json_lines("log.jsonl", resume_at=steps(folder))`.
+
+    Raises:
+        CheckpointError: if the folder cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     before = steps(folder)
+    ...     path = save_step(folder, 1024, {"n": 7})
+    ...     before, steps(folder)
+    (0, 1024)
+    """
+    newest = latest(folder)
+    return 0 if newest is None else step_of(newest)
 
 
 def _write(path: Path, leaves, notes, aside: Path | None = None) -> None:

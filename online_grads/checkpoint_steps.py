@@ -18,6 +18,15 @@ def name_of(step: int) -> str:
     return f"step_{step:012}"
 
 
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint; -1 if it is named otherwise.
+
+    >>> step_of(Path("run") / name_of(1024))
+    1024
+    """
+    return _order(path)[0]
+
+
 def found(folder: Path) -> list[Path]:
     """The checkpoints of a folder, one per step, oldest first; none if it is no folder.
 
