@@ -77,7 +77,8 @@ def run(
         callback: called between chunks with the number of steps done and the chunk's metrics.
         checkpoints: a folder for checkpoints, made if it is missing. The state is saved there at the end,
             when something is wrong with the stream, when the callback raises, and when SIGINT or SIGTERM
-            comes, which then waits for the end of the chunk.
+            comes, which then waits for the end of the chunk. `checkpoint.steps` of the folder says how far
+            it is, the `checkpoint.notes` of each hold `steps` and `window`.
         every: also save at the first end of a chunk that reaches another so many steps.
         last: so many checkpoints are kept, the newest.
         resume: go on from the newest checkpoint, if there is one: `state` only says what it looks like,
