@@ -40,7 +40,6 @@ from online_grads.estimators.registry import ESTIMATORS
 from online_grads.estimators.transforms import averaged, batched, hidden_of
 from online_grads.fptt import FpttState, fptt, fptt_restart
 from online_grads.learned import learned
-from online_grads.learned import learned
 from online_grads.learner import gradient, learner, memory, scan
 from online_grads.loop import DataError, StreamError
 from online_grads.model import from_cell, with_resets
@@ -91,7 +90,6 @@ __all__ = [
     "hidden_of",
     "kernl",
     "kf_rtrl",
-    "learned",
     "learned",
     "learner",
     "logs",
