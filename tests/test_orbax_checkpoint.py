@@ -15,9 +15,10 @@ def test_orbax_holds_the_same(tmp_path):
     kinds = ("bfloat16", "nan", "empty", "keys", "numpy", "python", "nothing")
     state = {kind: every_kind()[kind] for kind in kinds}
     assert same(orbax_checkpoint.restore(orbax_checkpoint.save(tmp_path / "state", state), state), state)
-    shapes = jax.eval_shape(lambda: learning())
-    path = orbax_checkpoint.save(tmp_path / "learner", learning())
-    assert same(orbax_checkpoint.restore(path, shapes), learning())
+    learned = learning()
+    shapes = jax.eval_shape(lambda: learned)
+    path = orbax_checkpoint.save(tmp_path / "learner", learned)
+    assert same(orbax_checkpoint.restore(path, shapes), learned)
     weak = {"step": jnp.asarray(1.5), "strong": jnp.float32(1.5)}
     read = orbax_checkpoint.restore(orbax_checkpoint.save(tmp_path / "weak", weak), weak)
     assert {name: leaf.weak_type for name, leaf in read.items()} == {"step": True, "strong": False}
