@@ -43,6 +43,14 @@ def test_every_flipped_byte_is_found_or_harmless(tmp_path):
     assert same(restore(path, state), state)
 
 
+def test_the_arrays_of_another_checkpoint_are_not_taken(tmp_path):
+    """Whole and of the same shapes: only the checksums in the manifest tell."""
+    path, other = (save(tmp_path / f"{value}", {"w": jnp.full(3, value)}) for value in (1.0, 2.0))
+    shutil.copy(other / "arrays.npz", path / "arrays.npz")
+    with pytest.raises(CheckpointError, match=r"the checksum of \['w'\] is another"):
+        restore(path, {"w": jnp.zeros(3)})
+
+
 def cut(path):
     content = (path / "arrays.npz").read_bytes()
     (path / "arrays.npz").write_bytes(content[: len(content) // 2])
