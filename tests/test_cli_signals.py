@@ -1,5 +1,6 @@
 """Signals end a command when all is written, with the status that shells expect."""
 
+import gc
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from online_grads import checkpoint
-from online_grads.cli import main
+from online_grads.cli import interrupts, main
 from tests.commands import CONFIG, SMALL, equal_results, refused
 
 
@@ -66,6 +67,47 @@ def test_commands_without_checkpoints_end_at_once(here, capsys, monkeypatch, num
     assert capsys.readouterr().err == "online-grads: interrupted, nothing written\n"
     assert signal.getsignal(signal.SIGTERM) is before
     assert not list(here.glob("runs/*"))
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, interrupts.Terminated)]
+)
+def test_a_signal_amid_a_garbage_collection_is_not_lost(capsys, number, raised):
+    """Python only reports what is raised there."""
+    once = iter([number])
+
+    def collecting(phase, info):
+        for each in once:
+            signal.raise_signal(each)
+
+    @interrupts.terminable()
+    def command():
+        gc.collect()
+        time.sleep(60)
+
+    hook = sys.unraisablehook
+    gc.callbacks.append(collecting)
+    try:
+        with pytest.raises(raised) as interrupt:
+            command()
+    finally:
+        gc.callbacks.remove(collecting)
+    assert interrupt.type is raised
+    assert sys.unraisablehook is hook
+    assert capsys.readouterr().err == ""
+
+
+def test_other_errors_of_finalizers_are_reported(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: reported.append(dropped.exc_type))
+
+    class Broken:
+        def __del__(self):
+            raise ArithmeticError
+
+    with interrupts.terminable():
+        Broken()
+    assert reported == [ArithmeticError]
 
 
 def test_a_signal_waits_until_all_is_written(here, capsys, monkeypatch):
