@@ -1,11 +1,11 @@
 """The only file that looks inside a jaxpr's representation: `jax.extend.core` and `jax.core`.
 
-The rest of the library sees a traced function as a flat list of equations (`trace`), evaluates
-one at a time (`bind`), and asks which inputs matter (`live_inputs`).
+The rest of the library sees a traced function as a flat list of equations (`trace`), evaluates one at a time
+(`bind`) or those that some results need (`values_of`), and asks which inputs matter (`live_inputs`).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.extend import core
@@ -84,24 +84,40 @@ def _empty() -> core.Jaxpr:
     return jax.make_jaxpr(lambda: ())().jaxpr
 
 
-def live_inputs(closed: core.ClosedJaxpr) -> list[bool]:
-    """Per input: does any output depend on it through some equation?"""
-    live = {atom for atom in closed.jaxpr.outvars if not is_literal(atom)}
-    for equation in reversed(closed.jaxpr.eqns):
-        if not live.isdisjoint(equation.outvars):
-            live.update(atom for atom in equation.invars if not is_literal(atom))
+def run(equations, env: dict) -> None:
+    """Compute equations in order; a value that `env` holds already stays as it is."""
+    for equation in equations:
+        values = [read(env, atom) for atom in equation.invars]
+        for variable, value in zip(equation.outvars, bind(equation, values), strict=True):
+            env.setdefault(variable, value)
+
+
+def values_of(closed: core.ClosedJaxpr, outputs: Sequence, env: dict) -> list:
+    """The values of some outputs, computed from those in `env`: of inputs, and of variables in the midst."""
+    env = env | dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    run(live_equations(closed, outputs, env), env)
+    return [read(env, atom) for atom in outputs]
+
+
+def live_inputs(closed: core.ClosedJaxpr, outputs: Sequence | None = None, known=()) -> list[bool]:
+    """Per input: does any output depend on it through some equation, variables that are known aside?"""
+    _, live = _live(closed, outputs, known)
     return [v in live for v in closed.jaxpr.invars]
 
 
-def live_equations(closed: core.ClosedJaxpr) -> list:
-    """The equations that some output depends on, in order."""
-    live = {atom for atom in closed.jaxpr.outvars if not is_literal(atom)}
-    kept = []
+def live_equations(closed: core.ClosedJaxpr, outputs: Sequence | None = None, known=()) -> list:
+    """The equations that some output depends on, in order, where some variables are known."""
+    return _live(closed, outputs, known)[0]
+
+
+def _live(closed, outputs, known) -> tuple[list, set]:
+    unknown = lambda atoms: {a for a in atoms if not is_literal(a) and a not in known}
+    live, kept = unknown(closed.jaxpr.outvars if outputs is None else outputs), []
     for equation in reversed(closed.jaxpr.eqns):
         if not live.isdisjoint(equation.outvars):
             kept.append(equation)
-            live.update(atom for atom in equation.invars if not is_literal(atom))
-    return kept[::-1]
+            live |= unknown(equation.invars)
+    return kept[::-1], live
 
 
 def last_uses(closed: core.ClosedJaxpr) -> list[list]:

@@ -122,24 +122,10 @@ class _Cut:
         """These leaves of h_t from h_{t-1}, x_t, and all other leaves of h_t as they are in `after`."""
         jaxpr, after = self._closed.jaxpr, jax.tree.leaves(after)
         env = {v: _like(v.aval, after[n]) for v, n in self._owner.items() if n not in leaves}
-        env.update(zip(jaxpr.constvars, self._closed.consts, strict=True))
         env.update(zip(jaxpr.invars, jax.tree.leaves((params, hidden, x)), strict=True))
         outputs = [jaxpr.outvars[number] for number in leaves]
-        for equation in self._needed(outputs, set(env)):
-            values = [jaxprs.read(env, atom) for atom in equation.invars]
-            for variable, value in zip(equation.outvars, jaxprs.bind(equation, values), strict=True):
-                env.setdefault(variable, value)
-        return [jnp.asarray(jaxprs.read(env, atom), atom.aval.dtype) for atom in outputs]
-
-    def _needed(self, outputs, known) -> list:
-        """The equations that these outputs depend on, in order, if some variables are known."""
-        unknown = lambda atoms: {a for a in atoms if not jaxprs.is_literal(a)} - known
-        live, kept = unknown(outputs), []
-        for equation in reversed(self._closed.jaxpr.eqns):
-            if not live.isdisjoint(equation.outvars):
-                kept.append(equation)
-                live |= unknown(equation.invars)
-        return kept[::-1]
+        values = jaxprs.values_of(self._closed, outputs, env)
+        return [jnp.asarray(value, atom.aval.dtype) for value, atom in zip(values, outputs, strict=True)]
 
 
 def _same_entries(one, other) -> bool:

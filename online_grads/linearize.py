@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
+from online_grads.differentiable import require_differentiable
 from online_grads.numerics import norm, wide, widened
 from online_grads.patterns import Patterns
 from online_grads.runs import RunJacobian
-from online_grads.structure import Structure, materialised, require_differentiable
+from online_grads.structure import Structure, materialised
 from online_grads.types import Array, PyTree
 
 

@@ -22,46 +22,17 @@ Gradients are formed for the effective weights and pulled back to θ by the VJP 
 fewer entries than the weights made of it, θ itself is the weight.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from online_grads import jaxprs
-from online_grads.split import Product, Split, smaller_as_parameters
+from online_grads.differentiable import require_differentiable
+from online_grads.sites import Drive, Site, drives_of, sites_of
+from online_grads.split import Split, smaller_as_parameters
 from online_grads.types import Array
-
-
-class Site(NamedTuple):
-    """A place where a weight acts, read as w [batch, pre, post]; a direct use has one row, v = 1."""
-
-    weight: int  # index into Structure.weights
-    axes: tuple  # the weight's batch, contracted and free axes
-    batch: int
-    pre: int
-    post: int
-    direct: bool
-    dtype: Any  # of the drive
-
-
-class Drive(NamedTuple):
-    """Sites that are only added up, z [batch, post]: a perturbation of one is one of all.
-
-    That is so because nothing else reads a member. The first may be a synapse of a constant matrix.
-    """
-
-    sites: tuple[int, ...]  # numbers, synapses first
-    batch: int
-    post: int
-    dtype: Any
-
-    @property
-    def at(self) -> int:
-        """The number of the site at which a perturbation is added."""
-        return self.sites[0]
 
 
 class Structure:
@@ -120,13 +91,10 @@ class Structure:
         name_of = dict(zip(variables, names, strict=True))
         made_of = [split.made_of[v] for v in split.weights[: self.trained]]
         self.names = [", ".join(name_of[v] for v in variables if v in made) for made in made_of]
-        index = {v: i for i, v in enumerate(split.weights)}
-        self.tangled = [self.names[index[v]] for v in split.tangled(h=closed.jaxpr.invars[len(params)])]
-        self.sites = [_site(p, index[p.weight]) for p in split.products]
-        self.sites += [_direct_site(index[v], v.aval) for v in split.direct]
-        sums = [numbers for found in split.sums() for numbers in _same_layout(self.sites, found)]
-        drives = [_drive(self.sites, numbers) for numbers in sums]
-        self.drives = sorted(drives, key=lambda drive: (not self.members(drive), drive.sites))
+        tangled = split.tangled(h=closed.jaxpr.invars[len(params)])
+        self.tangled = [self.names[split.weights.index(v)] for v in tangled]
+        self.sites = sites_of(split)
+        self.drives = drives_of(split, self.sites)
         self.trained_drives = [drive for drive in self.drives if self.members(drive)]
         owner = {number: i for i, drive in enumerate(self.drives) for number in drive.sites}
         self.drive_of = [owner[number] for number in range(len(self.sites))]
@@ -141,7 +109,7 @@ class Structure:
         """The weights w = g(θ), trained and constant ones."""
         env = self._constants()
         env.update(zip(self._split.params, params, strict=True))
-        _run(self._split.before, env)
+        jaxprs.run(self._split.before, env)
         return [env[v] for v in self._split.weights]
 
     def pullback(self, params: Sequence[Array], grads: Sequence[Array]) -> list[Array]:
@@ -240,7 +208,7 @@ class Structure:
         """
         split = self._split
         env = self._constants()
-        _run(split.constant, env)
+        jaxprs.run(split.constant, env)
         env.update(zip(split.weights, weights, strict=True))
         env.update(zip(split.inputs, jax.tree.leaves((h, rest, x)), strict=True))
         synaptic = dict(zip(split.weights, weights, strict=True))
@@ -280,47 +248,6 @@ class Structure:
         return dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
 
 
-def require_differentiable(
-    step: Callable, at, given, called: str = "the transition", *, forward: bool = True
-) -> None:
-    """Refuse a `step(at, given)` -> array that JAX cannot differentiate in `at`, backwards and `forward`.
-
-    Raises:
-        ValueError: with what JAX says.
-    """
-
-    def both(at, given):
-        one = lambda at: step(at, given)
-        if forward:
-            # under vmap, because only batching and running show that a rule has no forward mode
-            jax.vmap(lambda tangent: jax.jvp(one, (at,), (tangent,)))(
-                jax.tree.map(lambda leaf: leaf[None], at)
-            )
-        moved, pull = jax.vjp(one, at)
-        return pull(moved)
-
-    try:
-        jax.eval_shape(both, at, given)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        modes = (
-            "forward and in reverse mode; where it uses a custom_vjp, define a custom_jvp instead"
-            if forward
-            else "reverse mode; es, pes and es_single differentiate nothing"
-        )
-        raise ValueError(f"{called} must be differentiable in {modes}. JAX says: {error}") from error
-
-
-def _site(product: Product, weight: int) -> Site:
-    shape, dtype = product.weight.aval.shape, product.equation.outvars[0].aval.dtype
-    batch, pre, post = (math.prod(shape[axis] for axis in axes) for axes in product.matrix_axes)
-    return Site(weight, product.matrix_axes, batch, pre, post, direct=False, dtype=dtype)
-
-
-def _direct_site(weight: int, aval) -> Site:
-    axes = ((), (), tuple(range(aval.ndim)))
-    return Site(weight, axes, 1, 1, math.prod(aval.shape), direct=True, dtype=aval.dtype)
-
-
 def materialised(array: Array) -> Array:
     """The array [..., m] as a plain one for a loop over weights to read.
 
@@ -329,22 +256,3 @@ def materialised(array: Array) -> Array:
     optimization_barrier does not help on a CPU: it is gone before fusion.)
     """
     return array[..., np.arange(array.shape[-1])]
-
-
-def _same_layout(sites: Sequence[Site], numbers: Sequence[int]) -> list[list[int]]:
-    """The sum of sites, taken apart where synapses differ in how their drive is laid out."""
-    synapses = [number for number in numbers if not sites[number].direct]
-    layouts = {(sites[n].batch, sites[n].post, sites[n].dtype) for n in synapses}
-    same_dtype = len({sites[n].dtype for n in numbers}) == 1
-    return [list(numbers)] if len(layouts) <= 1 and same_dtype else [[number] for number in numbers]
-
-
-def _drive(sites: Sequence[Site], numbers: Sequence[int]) -> Drive:
-    first = sites[numbers[0]]
-    return Drive(tuple(numbers), first.batch, first.post, first.dtype)
-
-
-def _run(equations, env):
-    for equation in equations:
-        values = [jaxprs.read(env, atom) for atom in equation.invars]
-        env.update(zip(equation.outvars, jaxprs.bind(equation, values), strict=True))

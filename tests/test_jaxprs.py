@@ -18,12 +18,7 @@ def names(closed):
 
 def evaluate(closed, *args):
     """The results, one equation after the other."""
-    env = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    env.update(zip(closed.jaxpr.invars, args, strict=True))
-    for equation in closed.jaxpr.eqns:
-        values = [jaxprs.read(env, atom) for atom in equation.invars]
-        env.update(zip(equation.outvars, jaxprs.bind(equation, values), strict=True))
-    return [jaxprs.read(env, atom) for atom in closed.jaxpr.outvars]
+    return jaxprs.values_of(closed, closed.jaxpr.outvars, dict(zip(closed.jaxpr.invars, args, strict=True)))
 
 
 FUNCTIONS = {
@@ -82,6 +77,21 @@ def test_what_is_live():
     live = [equation.primitive.name for equation in jaxprs.live_equations(closed)]
     assert "cos" in live
     assert "sin" not in live
+
+
+def test_a_known_variable_is_not_computed():
+    def function(a, b):
+        middle = jnp.sin(a) * b
+        return [middle, middle + b]
+
+    closed = jaxprs.trace(function, H, H)
+    middle, end = closed.jaxpr.outvars
+    assert jaxprs.live_inputs(closed, [end], {middle}) == [False, True]
+    assert [equation.primitive.name for equation in jaxprs.live_equations(closed, [end], {middle})] == ["add"]
+    given = {middle: 3 * H, closed.jaxpr.invars[1]: H}
+    np.testing.assert_array_equal(jaxprs.values_of(closed, [end, middle], given), [4 * H, 3 * H])
+    # all that is asked for depends on a where nothing is known
+    assert jaxprs.live_inputs(closed, [end]) == [True, True]
 
 
 def test_operands_and_parameters_replaced():

@@ -1,13 +1,11 @@
 """The split: where weights act, and that its parts add up to the derivatives of the transition."""
 
-import contextlib
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from online_grads import gradient, rtrl, snap
 from tests.models import MODELS, problem_of, relative_error
@@ -58,29 +56,6 @@ def test_held_and_flowing_differ_where_one_drive_feeds_another(name):
     assert float(jnp.max(abs(decomposition(structure, step._replace(drives=reach)) - step.jacobian))) > 1e-3
 
 
-SITES = {  # [batch, pre, post], * for a direct use
-    "gru": "0 [1, 7, 8] 1 [1, 4, 4] 2 [1, 3, 4] 3 [1, 1, 8]* 4 [1, 1, 4]* 5 [1, 1, 4]*",
-    "synapse twice and directly": "0 [1, 4, 4] 0 [1, 4, 4] 1 [1, 3, 4] 2 [1, 1, 4]*",
-    "W and its transpose": "0 [1, 4, 4] 1 [1, 4, 4]",
-    "product of parameters": "0 [1, 4, 4]",
-    "weights made of the input": "0 [1, 3, 16]",
-    "one-hot constant": "1 [1, 4, 4] 0 [1, 4, 4]",
-    "in a scan": "0 [1, 1, 16]* 1 [1, 1, 8]*",
-    "batch axis in the middle": "0 [3, 2, 2]",
-    "two contracted axes": "0 [1, 4, 4]",
-    "mapped columns": "0 [2, 3, 3]",
-    "shared by columns": "0 [1, 1, 4]*",
-    "without input": "0 [1, 4, 4] 1 [1, 0, 4]",
-    "rematerialised": "0 [1, 4, 4]",
-}
-
-
-@pytest.mark.parametrize("name", SITES)
-def test_where_the_weights_act(name):
-    show = lambda s: f"{s.weight} {[s.batch, s.pre, s.post]}{'*' if s.direct else ''}"
-    assert " ".join(map(show, case(name).structure.sites)) == SITES[name]
-
-
 def test_parameters_replace_weights_that_are_larger():
     weights = lambda name, dense: [w.shape for w in case(name, dense).structure.weights]
     assert weights("skew-symmetric", False) == [(N, N)]
@@ -126,38 +101,6 @@ def test_exact_over_time(name):
     given = problem_of(strange(name), 6)
     run = lambda *args: gradient(EXACT[name](given.model), *args, key=jax.random.key(1), window=3)
     assert relative_error(jax.jit(run)(*given.args), given.exact) <= 1e-10
-
-
-@jax.custom_vjp
-def double(h):
-    return 2 * h
-
-
-double.defvjp(lambda h: (2 * h, None), lambda _, g: (2 * g,))
-
-RULES = {
-    "custom_vjp": (lambda p, h, x: double(p["W"] @ h), "a custom_vjp, define a custom_jvp instead"),
-    "custom_vjp in a scan": (
-        lambda p, h, x: lax.scan(lambda c, _: (double(p["W"] @ c), None), h, None, 2)[0],
-        "a custom_vjp, define a custom_jvp instead",
-    ),
-    "while": (
-        lambda p, h, x: lax.while_loop(lambda c: c[0] < 1, lambda c: p["W"] @ c + 1, h),
-        "JAX says: Reverse-mode differentiation does not work for lax.while_loop",
-    ),
-    "no rule": (lambda p, h, x: (p["W"] @ h).at[jnp.array([0, 0])].mul(h[0]), "JAX says: scatter_mul"),
-    "custom_vjp of parameters": (lambda p, h, x: double(p["W"]) @ h, None),
-    "custom_vjp of the input": (lambda p, h, x: p["W"] @ h + double(x[0]), None),
-}
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_what_has_no_derivative_in_both_modes_is_refused(name):
-    transition, words = RULES[name]
-    model = strange("compared")._replace(transition=transition)
-    expected = contextlib.nullcontext() if words is None else pytest.raises(ValueError, match=words)
-    with expected:
-        rtrl(model)
 
 
 def test_constructed_within_jit_vmap_and_grad():

@@ -31,31 +31,18 @@ def read_off(step: Callable, params: PyTree, hidden: PyTree, x: PyTree) -> Calla
     >>> read_off(lambda w, h, x: (h + x, w * x), jnp.ones(()), jnp.zeros(2), jnp.zeros(2)) is None
     True
     """
-    theta, given = jax.tree.leaves(params), jax.tree.leaves((hidden, x))
     closed, treedef = _traced(step, params, hidden, x)
-    jaxpr, known = closed.jaxpr, len(theta) + len(given)
-    size = len(jax.tree.leaves(hidden))
-    moved, out = jaxpr.outvars[:size], jaxpr.outvars[size:]
-
-    def cut(*leaves):
-        env = {v: leaf for v, leaf in zip(moved, leaves[known:], strict=True) if not jaxprs.is_literal(v)}
-        env.update(zip(jaxpr.constvars, closed.consts, strict=True))
-        env.update(zip(jaxpr.invars[: len(theta)], leaves, strict=False))
-        env = dict(zip(jaxpr.invars, leaves, strict=False)) | env
-        _evaluate(jaxpr.eqns, env)
-        return [jaxprs.read(env, atom) for atom in out]
-
-    left = jaxprs.trace(cut, *theta, *given, *jax.tree.leaves(hidden))
-    if any(jaxprs.live_inputs(left)[len(theta) : known]):
+    inputs, outputs, size = closed.jaxpr.invars, closed.jaxpr.outvars, len(jax.tree.leaves(hidden))
+    moved, out = outputs[:size], outputs[size:]
+    known = {v: number for number, v in enumerate(moved) if not jaxprs.is_literal(v)}
+    if any(jaxprs.live_inputs(closed, out, known)[len(jax.tree.leaves(params)) :]):
         return None
-    equations, inputs = jaxprs.live_equations(left), left.jaxpr.invars
 
     def read(params, hidden):
-        env = dict(zip(left.jaxpr.constvars, left.consts, strict=True))
-        env.update(zip(inputs[: len(theta)], jax.tree.leaves(params), strict=True))
-        env.update(zip(inputs[known:], jax.tree.leaves(hidden), strict=True))
-        _evaluate(equations, env)
-        return jax.tree.unflatten(treedef, [jaxprs.read(env, atom) for atom in left.jaxpr.outvars])
+        leaves = jax.tree.leaves(hidden)
+        env = {v: leaves[number] for v, number in known.items()}
+        env.update(zip(inputs, jax.tree.leaves(params), strict=False))
+        return jax.tree.unflatten(treedef, jaxprs.values_of(closed, out, env))
 
     return read
 
@@ -79,11 +66,3 @@ def _traced(function, *args):
         return [*jax.tree.leaves(first), *jax.tree.leaves(second)]
 
     return jaxprs.trace(flat, *leaves), structure[-1]
-
-
-def _evaluate(equations, env) -> None:
-    """Run the equations, except for what `env` knows already."""
-    for equation in equations:
-        values = [jaxprs.read(env, atom) for atom in equation.invars]
-        for variable, value in zip(equation.outvars, jaxprs.bind(equation, values), strict=True):
-            env.setdefault(variable, value)

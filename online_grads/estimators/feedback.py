@@ -22,7 +22,8 @@ import jax.numpy as jnp
 
 from online_grads.analysis import Analysis, check_key
 from online_grads.dependence import dependence
-from online_grads.structure import Site, Structure
+from online_grads.sites import Site
+from online_grads.structure import Structure
 from online_grads.types import Array
 
 # Given an analysed model, `credit(readout, h [n], rest, y)` -> [n], or None for the true gradient.

@@ -22,8 +22,8 @@ from online_grads.arguments import float_dtype
 from online_grads.estimators.past_facing.base import Influence, zeroed
 from online_grads.linearize import Weights
 from online_grads.numerics import like
+from online_grads.sites import Drive, Site
 from online_grads.sparse import Entries, SparseJacobian
-from online_grads.structure import Drive, Site
 from online_grads.types import Array
 
 # A direct use that takes more products per step would make a cheap method expensive without a word.
