@@ -1,55 +1,26 @@
 """What an estimator costs on a cell of n units: time beside its bound, state, and how both grow with n.
 
-A program is a scan over steps of 8 inputs and 4 outputs in float32. It lasts some tens of milliseconds, is
-compiled ahead of time, and its carry is donated from call to call. An estimator's program trains by gradient
-descent, one update per segment; the bounds are in `online_grads.bounds`.
+The model is that of `online_grads.bench_model`. An estimator's program trains it by gradient descent, one
+update per segment; the bounds are in `online_grads.bounds`, and `online_grads.bench_timing` times both.
 """
 
-import math
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from online_grads.bench_model import DTYPE, model_of
+from online_grads.bench_timing import Loop, looped, timed
 from online_grads.bounds import BOUNDS, RATE, Program, bound_of
-from online_grads.cells import CELLS
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.learner import memory
-from online_grads.leaves import key_data
-from online_grads.losses import squared_error
-from online_grads.model import from_cell
-from online_grads.readouts import linear
 from online_grads.types import Estimator, Model
 
-INPUTS, OUTPUTS, DTYPE = 8, 4, jnp.dtype(jnp.float32)
-CALL = 0.03  # seconds of one compiled call that are aimed at
-SHORTEST, LONGEST = 0.01, 0.2  # seconds of a call between which it is not compiled again
 PATIENCE = 10.0  # seconds of a call above which an estimator goes to no larger n
-MOST_STEPS = 2**14  # of one call
 REFUSALS = (ValueError, TypeError, NotImplementedError, MemoryError, jax.errors.JaxRuntimeError)
-
-
-class Loop(NamedTuple):
-    """A program compiled into a loop."""
-
-    init: Callable  # (params, hidden) -> carry
-    run: Callable  # (carry, xs, ys) -> carry; the carry is donated
-    data: tuple  # (xs, ys) of its segments
-    steps: int
-    compile_seconds: float  # of `run`, tracing included
-
-
-class Timing(NamedTuple):
-    """What running one program took."""
-
-    seconds: float  # per step: the median over the repeats
-    carried_bytes: list[int]  # of the arrays of each entry of the carry
-    finite: bool  # whether the last of its carry still is
 
 
 class Cost(NamedTuple):
@@ -71,18 +42,6 @@ class Cost(NamedTuple):
         if self.seconds is None or self.bound_seconds is None:
             return None
         return self.seconds / self.bound_seconds
-
-
-def model_of(cell: str, n: int) -> Model:
-    """The model that is timed: a cell of n units, a linear readout, squared error.
-
-    >>> jax.eval_shape(model_of("gru", 16).init, jax.random.key(0))[1].shape
-    (16,)
-    """
-    made = CELLS[cell](INPUTS, n, dtype=DTYPE)
-    readout = linear(made.size, OUTPUTS, dtype=DTYPE)
-    x, y = (jax.ShapeDtypeStruct((size,), DTYPE) for size in (INPUTS, OUTPUTS))
-    return from_cell(made, readout, squared_error, example=(x, y))
 
 
 def costs(
@@ -183,83 +142,6 @@ def learning(model: Model, estimator: Estimator) -> Program:
         return params, state, estimate.loss
 
     return Program(init, step)
-
-
-def looped(program: Program, start: tuple, lead: tuple[int, ...], guess: float) -> Loop:
-    """Compile a program's loop, with as many steps as take some 30 ms.
-
-    It is compiled a second time if a call with as many steps as guessed is far from that.
-
-    Args:
-        program: the program.
-        start: (params, hidden), which it begins with and leaves as they are.
-        lead: leading axes of a step's x and y: () for one step, (k,) for a segment.
-        guess: seconds per step that are expected.
-
-    Returns:
-        A `Loop`.
-    """
-    # copied, since the carry is donated and jit would hand on as it is an array that it does not change
-    copied = lambda *start: program.init(*jax.tree.map(jnp.copy, start))
-    init, length = jax.jit(copied).lower(*start).compile(), math.prod(lead)
-    wanted = lambda seconds: min(max(1, round(CALL / (seconds * length))), max(1, MOST_STEPS // length))
-
-    def run(carry, xs, ys):
-        return jax.lax.scan(lambda carry, xy: (program.step(carry, *xy), None), carry, (xs, ys))[0]
-
-    carry, segments = init(*start), wanted(guess)
-    for last in (False, True):
-        data = _stream((segments, *lead))
-        begin = time.perf_counter()
-        compiled = jax.jit(run, donate_argnums=0).lower(carry, *data).compile()
-        loop = Loop(init, compiled, data, segments * length, time.perf_counter() - begin)
-        carry, took = _call(loop, carry, 1)
-        if took < LONGEST:  # the first call may be slow for reasons of its own
-            carry, took = _call(loop, carry, 1)
-        better = wanted(took / loop.steps)
-        if last or better == segments or SHORTEST <= took <= LONGEST:
-            break
-        segments = better
-    return loop
-
-
-def timed(loop: Loop, start: tuple, repeats: int) -> Timing:
-    """Time a loop: one call to warm up, then the median of several; short calls are made back to back.
-
-    Args:
-        loop: as `looped` makes it.
-        start: (params, hidden), left as they are.
-        repeats: timed runs.
-
-    Returns:
-        A `Timing`.
-    """
-    carry = loop.init(*start)
-    carried_bytes = [_bytes(part) for part in carry]
-    carry, took = _call(loop, carry, 1)
-    calls, runs = max(1, math.ceil(CALL / took)), []
-    for _ in range(repeats):
-        carry, took = _call(loop, carry, calls)
-        runs.append(took / (calls * loop.steps))
-    return Timing(statistics.median(runs), carried_bytes, bool(jnp.isfinite(carry[-1])))
-
-
-def _call(loop: Loop, carry: Any, calls: int) -> tuple[Any, float]:
-    begin = time.perf_counter()
-    for _ in range(calls):
-        carry = loop.run(carry, *loop.data)
-    jax.block_until_ready(carry)
-    return carry, time.perf_counter() - begin
-
-
-def _stream(lead: tuple[int, ...]) -> tuple:
-    keys = jax.random.split(jax.random.key(2))
-    draw = lambda key, size: jax.random.normal(key, (*lead, size), DTYPE)
-    return draw(keys[0], INPUTS), draw(keys[1], OUTPUTS)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(key_data(tree)))
 
 
 def predicted(known: Sequence[tuple[int, float]], n: int) -> float:

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from online_grads.bench import DTYPE, INPUTS, OUTPUTS, REFUSALS, Cost, first_sentence, slope
+from online_grads.bench import REFUSALS, Cost, first_sentence, slope
+from online_grads.bench_model import DTYPE, INPUTS, OUTPUTS
 from online_grads.capacity import largest, state_polynomial
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.files import write_whole

@@ -180,7 +180,7 @@ BOUNDS: dict[str, Callable[[Model, PyTree], Program]] = {
 def bound_of(name: str, state: PyTree) -> str:
     """The bound that holds for a state: of J·M nothing is left where the influence is compressed.
 
-    >>> from online_grads.bench import model_of
+    >>> from online_grads.bench_model import model_of
     >>> from online_grads.estimators.past_facing.rtrl import rtrl
     >>> for cell in ("gru", "low_pass"):
     ...     start = (model := model_of(cell, 16)).init(jax.random.key(0))

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import jax
 
-from online_grads.bench import model_of
+from online_grads.bench_model import model_of
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.learner import memory
 

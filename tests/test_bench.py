@@ -4,8 +4,8 @@ import jax
 import pytest
 
 from online_grads import ESTIMATORS, memory
-from online_grads.bench import costs, learning, looped, memory_limit, model_of, predicted, slope, timed
-from online_grads.bounds import Program
+from online_grads.bench import costs, memory_limit, predicted, slope
+from online_grads.bench_model import model_of
 
 LIMIT = 2**30
 
@@ -67,25 +67,6 @@ def test_no_larger_size_where_a_call_would_take_too_long(monkeypatch):
     rows = list(costs(["vanilla_rnn"], [4, 8], ["tbptt"], repeats=1, limit=LIMIT))
     assert rows[0].seconds > 0
     assert rows[1].reason.startswith("a call would take about")
-
-
-def test_learning_trains_on_the_segment_and_leaves_its_start_alone():
-    model = model_of("gru", 4)
-    params, hidden = model.init(jax.random.key(0))
-    program = learning(model, ESTIMATORS["tbptt"].constructor(model))
-    shapes = []
-
-    def step(carry, xs, ys):
-        shapes.append((xs.shape, ys.shape))
-        return program.step(carry, xs, ys)
-
-    loop = looped(Program(program.init, step), (params, hidden), (5,), 1e-3)
-    timing = timed(loop, (params, hidden), 1)
-    assert loop.data[0].shape == (loop.steps // 5, 5, 8)
-    assert set(shapes) == {((5, 8), (5, 4))}
-    assert timing.finite
-    assert timing.carried_bytes[0] == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert timing.carried_bytes[2] == 4
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 3.2])

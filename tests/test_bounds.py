@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from online_grads import ESTIMATORS
-from online_grads.bench import learning, model_of
+from online_grads.bench import learning
+from online_grads.bench_model import model_of
 from online_grads.bounds import BOUNDS, PARTICLES
 from online_grads.cells import CELLS
 

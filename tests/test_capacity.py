@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from online_grads import ESTIMATORS, capacity, memory
-from online_grads.bench import model_of
+from online_grads.bench_model import model_of
 from online_grads.capacity import largest, state_polynomial
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from online_grads import bench, bench_report
 from online_grads.arguments import unknown
+from online_grads.bench_model import DTYPE, INPUTS, OUTPUTS
+from online_grads.bench_timing import MOST_STEPS
 from online_grads.cells import CELLS
 from online_grads.cli import interrupts
 from online_grads.cli.places import UsageError, count, require, reserved
@@ -22,7 +24,7 @@ def add(commands) -> None:
         "bench",
         help="measure what estimators cost, beside their bounds",
         description="Measure µs per step, compile seconds and state bytes of estimators on cells of several "
-        f"sizes ({bench.INPUTS} inputs, {bench.OUTPUTS} outputs, {bench.DTYPE}). The ratio is to a bound "
+        f"sizes ({INPUTS} inputs, {OUTPUTS} outputs, {DTYPE}). The ratio is to a bound "
         "measured in the same run: the bare product J·M or J·B; each byte of influence and parameters read "
         "and written once (stream); one JVP and one VJP; one forward and backward pass; the forward passes "
         "of all particles.",
@@ -68,8 +70,8 @@ def _one_of(what: str, known: Iterable[str]) -> Callable[[str], str]:
 
 def _window(text: str) -> int:
     window = count(text)
-    if window > bench.MOST_STEPS:
-        raise argparse.ArgumentTypeError(f"expected at most {bench.MOST_STEPS} steps, got {text}")
+    if window > MOST_STEPS:
+        raise argparse.ArgumentTypeError(f"expected at most {MOST_STEPS} steps, got {text}")
     return window
 
 

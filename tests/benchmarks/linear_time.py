@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from online_grads import cells, from_cell, losses, memory, readouts, rtrl
-from online_grads.bench import DTYPE, OUTPUTS, learning
+from online_grads.bench import learning
+from online_grads.bench_model import DTYPE, OUTPUTS
 from online_grads.bounds import stream
 
 PARAMETERS = [10_000 * 2**doubling for doubling in range(8)]
