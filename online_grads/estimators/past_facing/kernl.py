@@ -30,7 +30,7 @@ from online_grads.arguments import an_optimizer, not_negative, positive_int
 from online_grads.estimators.feedback import Feedback, symmetric
 from online_grads.estimators.past_facing import masked
 from online_grads.estimators.past_facing.base import Influence, past_facing
-from online_grads.estimators.past_facing.units import require_local
+from online_grads.estimators.past_facing.units import require_local, require_read
 from online_grads.linearize import Weights
 from online_grads.sparse import SparseJacobian
 from online_grads.types import Array, Estimator, Model, PyTree
@@ -81,7 +81,9 @@ def kernl(
     Args:
         model: the model.
         sigma: σ of the noise, may be a tracer. It must be above the rounding of the hidden state's
-            dtype: half precision hardly learns.
+            dtype: half precision hardly learns. With 0 A stays the identity. Where the loss reads none
+            of what a weight keeps (a filtered readout inside the hidden state), only what A has learned
+            brings it credit, next to nothing at first.
         gamma: where the inverse time scales γ start, one number; A starts as the identity.
         inner_optimizer: learns A and γ; by default `optax.sgd(5.0)`, Marschall's. The effective rate
             is σ² times its own; where γ leaves (0, 1) it was too high.
@@ -98,7 +100,8 @@ def kernl(
 
     Raises:
         ValueError: if sigma is negative, reset_every below 1, a weight reaches another drive within
-            the same step, or the model does not fit together.
+            the same step, sigma is 0 and the loss reads nothing of what a weight keeps, or the model
+            does not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from online_grads import cells, from_cell, losses, readouts
@@ -121,7 +124,11 @@ def kernl(
     require_local("kernl", structure)
     n, dtype = found.flat.size, found.flat.dtype
     patterns = structure.patterns
-    kept = masked.keep(structure, patterns.drives[: len(structure.trained_drives)])
+    reaches = patterns.drives[: len(structure.trained_drives)]
+    if not isinstance(sigma, jax.core.Tracer) and float(sigma) == 0:
+        # without noise A never learns to carry credit from what the loss reads to what is kept
+        require_read("kernl with sigma=0, where A learns nothing,", found, structure, reaches)
+    kept = masked.keep(structure, reaches)
     jacobian = SparseJacobian(structure, patterns)
 
     def init(h, key):

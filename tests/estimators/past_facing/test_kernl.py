@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from online_grads import batched, cells, eprop, gradient, kernl, learner, rflo, scan
+from online_grads import Model, batched, cells, eprop, gradient, kernl, learner, rflo, scan
 from tests.models import MODELS, of_cell, problem, problem_of, relative_error, stream
 
-FROZEN = optax.set_to_zero()
+FROZEN, KEY = optax.set_to_zero(), jax.random.key(1)
 
 
 def run(estimator, given):
@@ -74,6 +74,24 @@ def test_streams_of_a_batch_learn_one_kernel():
         state, _ = jax.jit(estimator.update)(state, given.params, xs, ys)
         one, other = state.streams.influence.learned.kernel.A
         assert bool(jnp.all(one == other)) == same
+
+
+def test_without_noise_the_loss_must_read_what_is_kept():
+    """The trace lies at s, the loss reads r, which follows s a step later: only a learned A leads there."""
+
+    def model(read):
+        return Model(
+            lambda key: (jnp.ones((2, 2)), {"r": jnp.zeros(2), "s": jnp.zeros(2)}),
+            lambda W, h, x: {"r": 0.5 * (h["r"] + h["s"]), "s": jnp.tanh(W @ h["s"] + x)},
+            lambda W, h, y: (jnp.sum((h[read] - y) ** 2), ()),
+            (jnp.zeros(2), jnp.zeros(2)),
+        )
+
+    with pytest.raises(ValueError, match=r"kernl with sigma=0.* would give params a gradient of zero"):
+        kernl(model("r"), sigma=0.0)
+    kernl(model("r"))
+    kernl(model("s"), sigma=0.0)
+    jax.eval_shape(lambda sigma: kernl(model("r"), sigma=sigma).init(*model("r").init(None), key=KEY), 0.0)
 
 
 def test_bad_arguments():
