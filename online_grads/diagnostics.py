@@ -140,7 +140,16 @@ def decrease(
 
     Returns:
         A `Decrease`.
+
+    Raises:
+        ValueError: if there is no stretch, no step in them, or no estimate.
     """
+    stretches, steps = jax.tree.leaves((xs, ys))[0].shape[:2]
+    if not (stretches and steps and len(draws)):
+        raise ValueError(
+            "a decrease needs at least one of each, got "
+            f"stretches: {stretches}, steps: {steps}, estimates: {len(draws)}"
+        )
     layout = flatten(params)
     vector = lambda tree: layout.split(tree)[0]
     rest = layout.split(params)[1]

@@ -73,7 +73,7 @@ def scan(learner: Learner, state: LearnerState, xs: PyTree, ys: PyTree, *, windo
         window: k, steps per segment.
 
     Returns:
-        (state, `Metrics` with a leading axis of T/window segments).
+        (state, `Metrics` with a leading axis of T/window segments); of no steps the state as it is.
 
     Raises:
         ValueError: if the window does not divide the stream.
@@ -106,7 +106,7 @@ def gradient(
         A pytree like params. For an exact estimator it equals `jax.grad` of the mean loss.
 
     Raises:
-        ValueError: if the window does not divide the stream.
+        ValueError: if the stream has no steps, or the window does not divide it.
     """
 
     state = estimator.init(params, hidden, key=key)
@@ -128,19 +128,25 @@ def gradient_sum(
 
     Returns:
         (a pytree like params, of float32 or wider leaves; the number of steps T).
+
+    Raises:
+        ValueError: if the stream has no steps, or the window does not divide it.
     """
+    parts = segments(xs, ys, window)
+    steps = window * jax.tree.leaves(parts)[0].shape[0]
+    if not steps:
+        raise ValueError("the stream has no steps, and so no gradient")
 
     def body(carry, xy):
         state, total = carry
         state, estimate = estimator.update(state, params, *xy)
         return (state, jax.tree.map(jnp.add, total, widened(estimate.grads))), None
 
-    parts = segments(xs, ys, window)
     (state, total), _ = jax.lax.scan(body, (state, widened(jax.tree.map(jnp.zeros_like, params))), parts)
     total = jax.tree.map(lambda g: window * g, total)
     if estimator.flush is not None:
         total = jax.tree.map(jnp.add, total, widened(estimator.flush(state, params)[1]))
-    return total, window * jax.tree.leaves(parts)[0].shape[0]
+    return total, steps
 
 
 def memory(estimator: Estimator, params: PyTree, hidden: PyTree) -> int:

@@ -171,6 +171,15 @@ def test_uphill_and_downhill_without_end():
     assert decrease(linear, *given, jnp.ones((1, 2)), 0.1).best == math.inf
 
 
+@pytest.mark.parametrize(("count", "steps", "estimates"), [(0, 3, 1), (1, 0, 1), (1, 1, 0)])
+def test_a_decrease_of_nothing_is_refused(count, steps, estimates):
+    model = models.quadratic()
+    params, hidden, xs, ys, draws = stretches(model, 1)
+    begin = lambda tree: jax.tree.map(lambda leaf: leaf[:count, :steps], tree)
+    with pytest.raises(ValueError, match=f"stretches: {count}, steps: {steps}, estimates: {estimates}"):
+        decrease(model, params, hidden[:count], begin(xs), begin(ys), draws[:estimates], 0.1)
+
+
 @pytest.mark.parametrize("name", ["stacked", "normalised", "columns"])
 def test_leaf_slices_are_where_the_leaves_are(name):
     params, _ = models.MODELS[name]().init(jax.random.key(0))

@@ -63,6 +63,8 @@ def test_a_window_must_divide_the_stream():
         scan(online, state, xs, ys, window=5)
     with pytest.raises(ValueError, match="window must be at least 1, got 0"):
         gradient(tbptt(model), params, hidden, xs, ys, key=jax.random.key(1), window=0)
+    with pytest.raises(ValueError, match="the stream has no steps, and so no gradient"):
+        gradient(tbptt(model), params, hidden, xs[:0], ys[:0], key=jax.random.key(1))
     with pytest.raises(ValueError, match=r"xs and ys differ in their number of steps: \[8, 12\]"):
         scan(online, state, xs, ys[:8])
 
