@@ -19,6 +19,9 @@ from online_grads.types import Array, PyTree
 # Optimizers that are made by optax.<name>(learning_rate, ...).
 OPTIMIZERS = "adabelief adagrad adam adamw amsgrad lion nadam radam rmsprop sgd yogi".split()
 
+# What a config may call an optimizer's accumulator dtype.
+DTYPES = ("bfloat16", "float16", "float32", "float64")
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -50,6 +53,13 @@ def read(own: Section, shared: dict[str, Any]) -> OptimizerConfig:
         raise section.error("slowdown", f"expected a finite number ≥ 0, got {slowdown}")
     idle = section.take("lazy", bool, False)
     options = section.options(getattr(optax, name))
+    for key, value in options.items():
+        # optax annotates both as anything
+        if key.endswith("_dtype") and value not in DTYPES:
+            raise section.error(key, f"expected one of {', '.join(DTYPES)}, got {shown(value)}")
+        if key == "mask" and not all(isinstance(leaf, bool) for leaf in jax.tree.leaves(value)):
+            wanted = "true or false, or a table of them with the parameters' names"
+            raise section.error(key, f"expected {wanted}, got {shown(value)}")
     return OptimizerConfig(name, tuple(map(float, rates)), options, float(slowdown), idle)
 
 

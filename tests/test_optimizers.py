@@ -12,6 +12,7 @@ from online_grads.optimizers import OptimizerConfig, lazy, leaves_under, make, r
 from online_grads.tables import ConfigError, Section
 
 SHARED = {"name": "adam", "learning_rate": [0.1, 1], "b1": 0.8, "slowdown": 0.5}
+ADAMW = {"name": "adamw", "learning_rate": 0.1}
 
 
 def own(**table):
@@ -39,11 +40,27 @@ def test_tables_are_laid_over_the_shared_one():
         ({"learning_rate": float("inf")}, "learning_rate: expected finite numbers ≥ 0, got inf"),
         ({"name": "sgd"}, "estimator.0.optimizer.learning_rate: missing"),
         ({"name": "clip"}, "estimator.0.optimizer.name: unknown name 'clip'; "),
+        ({"mu_dtype": "nonsense"}, "expected one of bfloat16, float16, float32, float64, got 'nonsense'"),
+        ({"mu_dtype": "int32"}, "estimator.0.optimizer.mu_dtype: expected one of bfloat16, "),
+        (ADAMW | {"mask": "cell"}, "estimator.0.optimizer.mask: expected true or false, or a table of them"),
+        (ADAMW | {"mask": {"cell": 1}}, "with the parameters' names, got {'cell': 1}"),
     ],
 )
 def test_mistakes(table, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         read(own(**table), SHARED)
+
+
+def test_a_narrow_momentum_and_a_mask_are_taken():
+    table = ADAMW | {"mu_dtype": "bfloat16", "mask": {"cell": True, "readout": False}, "weight_decay": 0.5}
+    optimizer = make(read(own(**table), {}), 0.1)
+    params = {"cell": {"W": jnp.ones(2)}, "readout": jnp.ones(2)}
+    state = optimizer.init(params)
+    assert state[0].mu["cell"]["W"].dtype == jnp.bfloat16
+    with jax.numpy_dtype_promotion("standard"):
+        moves, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    np.testing.assert_allclose(moves["cell"]["W"], -0.05)
+    np.testing.assert_array_equal(moves["readout"], 0)
 
 
 def test_mistakes_in_the_shared_table_are_named_there():
