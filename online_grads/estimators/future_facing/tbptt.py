@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis, analyse
-from online_grads.arguments import positive_int
+from online_grads.arguments import boolean, positive_int
 from online_grads.estimators.future_facing import stored
 from online_grads.estimators.future_facing.stored import Past
 from online_grads.linearize import Leaves
@@ -49,6 +49,7 @@ def tbptt(model: Model, *, history: int = 0, remat: bool = False, allow_unused: 
         An `Estimator`; exact when the segment and its history reach back to the first step.
 
     Raises:
+        TypeError: if remat is not True or False.
         ValueError: if history is negative, or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp
@@ -69,6 +70,7 @@ def tbptt(model: Model, *, history: int = 0, remat: bool = False, allow_unused: 
     Reference: Williams & Peng (1990).
     """
     positive_int("history", history, least=0)
+    boolean("remat", remat)
     found = analyse(model, allow_unused=allow_unused)
     leaves = Leaves(found, forward=False)
 

@@ -52,6 +52,7 @@ import jax
 import jax.numpy as jnp
 
 from online_grads.analysis import Analysis
+from online_grads.arguments import boolean
 from online_grads.estimators.feedback import Feedback, credit_through, symmetric
 from online_grads.linearize import Coordinates, Segment
 from online_grads.numerics import like, widened
@@ -105,9 +106,11 @@ def past_facing(
         An `Estimator` whose state is a `PastFacingState`.
 
     Raises:
+        TypeError: if remat is not True or False.
         ValueError: if the hidden state has no differentiable entry, or the feedback finds no
             readout matrix.
     """
+    boolean("remat", remat)
     if found.flat.size == 0:
         raise ValueError("the hidden state has no floating-point entry: no influence to carry")
     if not direct and block != 1:

@@ -63,6 +63,7 @@ def uoro(
         An `Estimator`, unbiased while the parameters are frozen.
 
     Raises:
+        TypeError: if remat is not True or False.
         ValueError: if epsilon is negative, or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp

@@ -76,3 +76,5 @@ def test_rematerialised_segments_give_the_same_from_less_memory(constructor):
         used.append(compiled.memory_analysis().temp_size_in_bytes)
     assert relative_error(results[1], results[0]) <= 1e-12
     assert used[1] < 0.6 * used[0]
+    with pytest.raises(TypeError, match="remat must be True or False, got 'no'"):
+        constructor(model, remat="no")
