@@ -1,7 +1,5 @@
 """Learners as recurrences: online hypergradients against differentiation through the whole training."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,33 +7,11 @@ import optax
 import pytest
 
 import online_grads as og
-from online_grads import cells, losses, meta, readouts
+from online_grads import losses, meta
+from tests.meta.online import INPUTS, NUMBER, UNITS, T, examples, online, start
+from tests.models import relative_error
 
-T, INPUTS, UNITS, COLUMNS, ALPHA = 8, 2, 3, 3, 1e-2
-NUMBER = jnp.zeros(())
 EXAMPLE = (jnp.zeros(INPUTS), NUMBER)
-
-
-def apart(left, right):
-    """Relative distance of two pytrees."""
-    vector = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-    return np.linalg.norm(vector(left) - vector(right)) / np.linalg.norm(vector(right))
-
-
-def online(make, model, params, hidden, stream, window=1):
-    follow = lambda *args: og.gradient(make(model), *args, key=jax.random.key(1), window=window)
-    return jax.jit(follow)(params, hidden, *stream)
-
-
-def start(model):
-    """Where a training begins: (θ, hidden state)."""
-    return jax.jit(model.init)(jax.random.key(0))
-
-
-@functools.cache
-def examples(length=T, inputs=INPUTS):
-    keys = jax.random.split(jax.random.key(2), 2)
-    return jax.random.normal(keys[0], (length, inputs)), jax.random.normal(keys[1], (length,))
 
 
 # ---- a nonlinear learner and its hyperparameters
@@ -100,12 +76,12 @@ def test_rtrl_is_the_gradient_through_the_whole_training(name):
         model = learning(optimizer, theta)
         params, hidden = start(model)
         expected = jax.jit(jax.grad(unrolled(optimizer, stream)))(params, hidden.params)
-        assert apart(online(og.rtrl, model, params, hidden, stream), expected) < 1e-10
+        assert relative_error(online(og.rtrl, model, params, hidden, stream), expected) < 1e-10
         if name == "sgd":
-            assert apart(online(og.tbptt, model, params, hidden, stream), expected) > 1e-2
+            assert relative_error(online(og.tbptt, model, params, hidden, stream), expected) > 1e-2
             # the penalty belongs to the training alone
             whole = model._replace(loss=lambda theta, hidden, y: penalised(theta, hidden.params, y))
-            assert apart(online(og.rtrl, whole, params, hidden, stream), expected) > 1e-2
+            assert relative_error(online(og.rtrl, whole, params, hidden, stream), expected) > 1e-2
 
 
 def test_a_learned_start_of_every_episode():
@@ -131,7 +107,7 @@ def test_a_learned_start_of_every_episode():
 
     reset = jnp.arange(T) % episode == 0
     found = online(og.rtrl, model, params, hidden, ((xs, reset), ys))
-    assert apart(found, jax.jit(jax.grad(episodes))(params)) < 1e-10
+    assert relative_error(found, jax.jit(jax.grad(episodes))(params)) < 1e-10
 
 
 def test_uoro_serves_many_hyperparameters():
@@ -143,8 +119,8 @@ def test_uoro_serves_many_hyperparameters():
     noisy = lambda key: og.gradient(og.uoro(model), params, hidden, *stream, key=key)
     drawn = jax.jit(jax.vmap(noisy))(jax.random.split(jax.random.key(3), 2000))
     exact = online(og.rtrl, model, params, hidden, stream)
-    assert apart(jax.tree.map(lambda g: g.mean(0), drawn), exact) < 0.1
-    assert apart(jax.tree.map(lambda g: g[0], drawn), exact) > 0.1
+    assert relative_error(jax.tree.map(lambda g: g.mean(0), drawn), exact) < 0.1
+    assert relative_error(jax.tree.map(lambda g: g[0], drawn), exact) > 0.1
 
 
 # ---- one step size per weight of a linear learner
@@ -180,9 +156,9 @@ def test_snap_is_idbd():
     model, stream = lms(4), meta.pairs(drawn)
     params, hidden = start(model)
     _, slope = idbd(*map(np.asarray, drawn), 0.0)
-    assert apart(online(og.snap, model, params, hidden, stream), -slope) < 1e-12
+    assert relative_error(online(og.snap, model, params, hidden, stream), -slope) < 1e-12
     # what a step size does to other weights is lost
-    assert apart(online(og.rtrl, model, params, hidden, stream), -slope) > 1e-2
+    assert relative_error(online(og.rtrl, model, params, hidden, stream), -slope) > 1e-2
 
 
 def test_snap_learns_as_idbd_does():
@@ -196,8 +172,8 @@ def test_snap_learns_as_idbd_does():
 
     moved = lambda beta: beta - np.log(0.05)
     # H counts what is past in units of the step size that was, the influence in units of the present one
-    assert apart(moved(learned(og.snap)), moved(beta)) < 0.01
-    assert apart(moved(learned(og.rtrl)), moved(beta)) > 0.1
+    assert relative_error(moved(learned(og.snap)), moved(beta)) < 0.01
+    assert relative_error(moved(learned(og.rtrl)), moved(beta)) > 0.1
 
 
 def test_a_bias_joins_the_weights_and_a_constant_input_does_not():
@@ -217,85 +193,6 @@ def test_a_bias_joins_the_weights_and_a_constant_input_does_not():
     entries = INPUTS + 1
     assert carried(biased, {"w": jnp.zeros(INPUTS), "b": NUMBER}) == entries**2
     assert carried(constant, jnp.zeros(entries)) == entries
-
-
-# ---- a representation, through a readout that learns
-
-
-def representation(columns, carry):
-    """Columns that add up, or that forget: without a carry their state is read once."""
-    cell = cells.columnar_rnn(INPUTS, columns, width=2)
-    if not carry:
-        adding = cell.step
-        cell = cell._replace(step=lambda theta, h, x: adding(theta, h, x) - h)
-    readout = readouts.linear(columns, 1, bias=False)
-    example = (jnp.zeros(INPUTS), jnp.zeros(1))
-    return meta.online_readout(cell, readout, losses.squared_error, optax.sgd(ALPHA), example=example)
-
-
-def column(theta, h, x, carry):
-    """One column, by its equation."""
-    relu = lambda z: jnp.maximum(z, 0)
-    below = relu(theta["fc1"]["W"] @ x + theta["fc1"]["bias"])
-    features = relu(theta["fc2"]["W"] @ below + theta["fc2"]["bias"])
-    return carry * h + jnp.tanh(theta["own"] @ features + theta["bias"])
-
-
-def per_column(theta, v, xs, ys, carry):
-    """The reference's recursion: every parameter's influence TH on its own h and TW on its own v."""
-    columns = jax.vmap(jax.value_and_grad(column, (0, 1)), (0, 0, None, None))
-    sums = lambda *terms: jax.tree.map(lambda *leaves: sum(leaves), *terms)
-    scaled = lambda scale, tree: jax.tree.map(lambda leaf: jax.vmap(jnp.multiply)(scale, leaf), tree)
-
-    def step(state, xy):
-        h, v, TH, TW = state
-        h, (immediate, kept) = columns(theta, h, xy[0], carry)
-        TH = sums(immediate, scaled(kept, TH))
-        delta = xy[1] - v @ h
-        of_prediction = sums(scaled(v, TH), scaled(h, TW))
-        TW = sums(TW, scaled(ALPHA * delta + 0 * h, TH), scaled(-ALPHA * h, of_prediction))
-        return (h, v + ALPHA * delta * h, TH, TW), scaled(-delta + 0 * h, of_prediction)
-
-    zeros = jax.tree.map(jnp.zeros_like, theta)
-    _, slopes = jax.lax.scan(step, (jnp.zeros_like(v), v, zeros, zeros), (xs, ys))
-    return jax.tree.map(lambda rows: rows.mean(0), slopes)
-
-
-def trained_through(theta, v, xs, ys, carry):
-    """Mean loss of the stream while v learns."""
-
-    def step(state, xy):
-        h, v = state
-        h = jax.vmap(column, (0, 0, None, None))(theta, h, xy[0], carry)
-        delta = xy[1] - v @ h
-        return (h, v + ALPHA * delta * h), delta**2 / 2
-
-    return jnp.mean(jax.lax.scan(step, (jnp.zeros_like(v), v), (xs, ys))[1])
-
-
-@pytest.mark.parametrize("carry", [1.0, 0.0])
-def test_snap_on_columns_is_the_recursion_per_column(carry):
-    xs, ys = examples(20)
-    model = representation(COLUMNS, carry)
-    params, hidden = model.init(jax.random.key(5))
-    given, stream = (params, hidden.readout["W"][0], xs, ys, carry), meta.taught(xs, ys[:, None])
-    snap = online(og.snap, model, params, hidden, stream)
-    assert apart(snap, jax.jit(per_column)(*given)) < 1e-12
-    exact = jax.jit(jax.grad(trained_through))(*given)
-    assert apart(online(og.rtrl, model, params, hidden, stream), exact) < 1e-12
-    # columns meet in the common error alone
-    assert apart(snap, exact) > 1e-4
-    if not carry:
-        assert apart(snap, exact) < 1e-2
-
-
-def test_snap_is_exact_on_one_column():
-    xs, ys = examples(20)
-    model = representation(1, carry=True)
-    params, hidden = model.init(jax.random.key(5))
-    snap = online(og.snap, model, params, hidden, meta.taught(xs, ys[:, None]))
-    exact = jax.jit(jax.grad(trained_through))(params, hidden.readout["W"][0], xs, ys, 1.0)
-    assert apart(snap, exact) < 1e-12
 
 
 # ---- any optax optimizer
@@ -367,27 +264,3 @@ def test_a_hyperparameter_that_only_the_optimizer_s_init_reads_is_refused():
         make(kept)
     make(kept, lambda theta, w, example: linear(theta, theta["rate"] * w, example))
     make(lambda theta: optax.sgd(theta["rate"]))  # a start that nobody reads is for the resets
-
-
-GRU, READOUT = cells.gru(INPUTS, UNITS), readouts.linear(UNITS, 1)
-
-
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"optimizer": optax.sgd}, TypeError, "optimizer must be an optax GradientTransformation"),
-        ({"cell": None}, TypeError, "cell must have the functions init, step, output, got None"),
-        ({"readout": READOUT.apply}, TypeError, "readout must have the functions init, apply, got "),
-        ({"example": jnp.zeros(3)}, TypeError, r"example must be a pair \(x, y\) of one step, got "),
-        ({"example": None}, TypeError, r"example must be a pair \(x, y\) of one step, got None"),
-        ({"cell": cells.gru(INPUTS + 1, UNITS)}, ValueError, "cell fails on x: .* the same shape"),
-        ({"readout": readouts.linear(9, 1)}, ValueError, "readout or loss fails on the cell's output: "),
-        ({"loss": lambda prediction, y: y}, TypeError, "what loss returns must be a floating scalar"),
-    ],
-)
-def test_bad_arguments_of_a_readout_that_learns(given, error, message):
-    fits = {"cell": GRU, "readout": READOUT, "loss": losses.squared_error, "optimizer": optax.sgd(0.1)}
-    fits["example"] = (jnp.zeros(INPUTS), jnp.zeros(1))
-    meta.online_readout(**fits)
-    with pytest.raises(error, match=message):
-        meta.online_readout(**fits | given)
