@@ -45,23 +45,20 @@ def from_module(
         module: a cell, or any module that is called as (carry, x) -> (carry, out), where every start has the
             parameters that it has now; or a function of a key that makes one, drawn anew for every key.
         loss: (prediction, y) -> scalar, as in `online_grads.losses`.
-        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`: one observation, no batch axis;
-            `online_grads.batched` learns from many streams.
+        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`, without a batch axis.
         readout: likewise, called as (out) -> prediction, or one of `online_grads.readouts`; by default the
-            prediction is out_t. The parameters then are {"cell": module, "readout": module}.
-        carry: the first carry, or a function of a key that makes it; by default zeros for the two cells.
-        call: a function (module, carry, x) -> (carry, out) in place of the module's call.
+            prediction is out_t.
+        carry: the first carry, or key -> carry; by default zeros for the two cells.
+        call: (module, carry, x) -> (carry, out), in place of the module's call.
         trainable: what `eqx.partition` takes to tell the module's parameters; the rest is constant.
 
     Returns:
-        A `Model`; see `online_grads.adapters` for its hidden state.
+        A `Model`, as `online_grads.adapters` explains, whose parameters are a module; with a readout they are
+        {"cell": module, "readout": module}.
 
     Raises:
-        TypeError: an argument is of the wrong type, the module does not take (carry, x) or returns no pair.
-        ValueError: the module, the readout or the loss fails on the example (with what it says), x is a
-            batch, a BatchNorm is in training, the carry is of another form than the module's own, it changes
-            in structure, shape or dtype, there is no first carry, or the module keeps the start of
-            an `eqx.nn.State`.
+        TypeError, ValueError: the module, the readout or the loss does not fit the example, as
+            `online_grads.adapters` says; or the module keeps the start of an `eqx.nn.State`.
 
     >>> from online_grads import losses
     >>> cell = eqx.nn.GRUCell(3, 8, key=jax.random.key(0))

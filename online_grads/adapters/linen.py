@@ -51,24 +51,20 @@ def from_module(
     Args:
         module: a cell, or any module that is called as (carry, x) -> (carry, out).
         loss: (prediction, y) -> scalar, as in `online_grads.losses`.
-        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`: one observation, no batch axis;
-            `online_grads.batched` learns from many streams.
-        readout: a linen module or one of `online_grads.readouts`, by default the prediction is out_t.
-            The parameters then are {"cell": {"params": ...}, "readout": {"params": ...}}.
-        carry: the first carry, or a function of a key that makes it; by default the module's
-            `initialize_carry(key, x.shape)`.
-        call: a method, or a function (module, carry, x) -> (carry, out), in place of the module's call.
+        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`, without a batch axis.
+        readout: a linen module or one of `online_grads.readouts`; by default the prediction is out_t.
+        carry: the first carry, or key -> carry; by default the module's `initialize_carry(key, x.shape)`.
+        call: a method, or (module, carry, x) -> (carry, out), in place of the module's call.
         variables: what to start from in place of `module.init`, as trained before.
         rngs: the random streams that a step draws from, as ("dropout",).
 
     Returns:
-        A `Model`; see `online_grads.adapters` for its hidden state.
+        A `Model`, as `online_grads.adapters` explains, with the parameters {"params": ...}; with a readout
+        they are {"cell": {"params": ...}, "readout": {"params": ...}}.
 
     Raises:
-        TypeError: an argument is of the wrong type, the module does not take (carry, x) or returns no pair.
-        ValueError: the module, the readout or the loss fails on the example (with what it says), x is a
-            batch, a BatchNorm is in training, the carry is of another form than the module's own, it changes
-            in structure, shape or dtype, or there is no first carry.
+        TypeError, ValueError: the module, the readout or the loss does not fit the example, as
+            `online_grads.adapters` says.
 
     >>> from online_grads import losses
     >>> cell, readout = nn.GRUCell(8, param_dtype=float), nn.Dense(2, param_dtype=float)

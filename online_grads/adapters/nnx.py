@@ -39,24 +39,20 @@ def from_module(
             parameters that it has now; or a function of `nnx.Rngs` that makes one, drawn anew for every key.
             The module itself is never changed.
         loss: (prediction, y) -> scalar, as in `online_grads.losses`.
-        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`: one observation, no batch axis;
-            `online_grads.batched` learns from many streams.
-        readout: likewise, or one of `online_grads.readouts`; by default the prediction is out_t. The
-            parameters then are {"cell": State, "readout": State}.
-        carry: the first carry, or a function of a key that makes it; by default the module's
+        example: (x, y) of one step, arrays or `jax.ShapeDtypeStruct`, without a batch axis.
+        readout: likewise, or one of `online_grads.readouts`; by default the prediction is out_t.
+        carry: the first carry, or key -> carry; by default the module's
             `initialize_carry(x.shape, rngs=rngs)`.
-        call: a function (module, carry, x) -> (carry, out) in place of the module's call.
+        call: (module, carry, x) -> (carry, out), in place of the module's call.
         trainable: an nnx filter of the variables that are parameters.
 
     Returns:
-        A `Model`; see `online_grads.adapters` for its hidden state.
+        A `Model`, as `online_grads.adapters` explains, whose parameters are an `nnx.State`; with a readout
+        they are {"cell": State, "readout": State}.
 
     Raises:
-        TypeError: an argument is of the wrong type, the module does not take (carry, x) or returns no pair.
-        ValueError: the module, the readout or the loss fails on the example (with what it says), x is a
-            batch, a BatchNorm is in training, the carry is of another form than the module's own, it changes
-            in structure, shape or dtype, there is no first carry, or a step sets a parameter or
-            makes new variables.
+        TypeError, ValueError: the module, the readout or the loss does not fit the example, as
+            `online_grads.adapters` says; or a step sets a parameter or makes new variables.
 
     >>> import jax.numpy as jnp
     >>> from online_grads import losses
