@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from online_grads.signals import deferred
+
 
 class UsageError(Exception):
     """A mistake on the command line, in one line."""
@@ -36,25 +38,29 @@ def reserved(asked: Path | None, default: Path, option: str = "--out") -> Iterat
 
     One that is made here is removed in the end if nothing was written into it.
     """
-    folder = asked or default
+    folder, made = asked or default, False
     try:
-        if asked is None:
-            numbered = (default.with_name(f"{default.name}-{count}") for count in itertools.count(2))
-            folder, made = next(filter(_make, itertools.chain([default], numbered))), True
-        else:
-            made = _make(folder)
-            if any(folder.iterdir()):
-                raise UsageError(
-                    f"{option} {folder}: not empty, and nothing is overwritten; name another folder"
-                )
-    except OSError as error:
-        raise UsageError(f"{folder}: {error.strerror}") from None
-    try:
+        with deferred():  # a signal between the making and the note of it would leave the folder behind
+            folder, made = _reserve(asked, default, option)
         yield folder
     finally:
         if made:
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+
+def _reserve(asked: Path | None, default: Path, option: str) -> tuple[Path, bool]:
+    """The folder, and whether it was made here."""
+    try:
+        if asked is None:
+            numbered = (default.with_name(f"{default.name}-{count}") for count in itertools.count(2))
+            return next(filter(_make, itertools.chain([default], numbered))), True
+        made = _make(asked)
+        if any(asked.iterdir()):
+            raise UsageError(f"{option} {asked}: not empty, and nothing is overwritten; name another folder")
+    except OSError as error:
+        raise UsageError(f"{asked or default}: {error.strerror}") from None
+    return asked, made
 
 
 def _make(folder: Path) -> bool:
