@@ -43,6 +43,18 @@ class Interrupted(KeyboardInterrupt):
         return f"{signal.Signals(self.signal).name}; {where}"
 
 
+def handlers() -> dict[int, Any]:
+    """What SIGINT and SIGTERM do now, where that may be changed for a while.
+
+    It may not outside the main thread, nor of a signal that the process ignores.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in STOPPING}
+    # None: a handler that was not set from Python, and could not be restored
+    return {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+
+
 @contextlib.contextmanager
 def deferred() -> Iterator[Callable[[], int | None]]:
     """Hold SIGINT and SIGTERM back while the body runs.
@@ -78,11 +90,7 @@ def deferred() -> Iterator[Callable[[], int | None]]:
         else:
             came.append(number)
 
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in STOPPING}
-        # None: a handler that was not set from Python, and could not be restored
-        before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    before = handlers()
     try:
         for number in before:
             signal.signal(number, hold)

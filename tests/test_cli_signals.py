@@ -69,37 +69,49 @@ def test_commands_without_checkpoints_end_at_once(here, capsys, monkeypatch, num
     assert not list(here.glob("runs/*"))
 
 
-@pytest.mark.parametrize(
-    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, interrupts.Terminated)]
-)
-def test_a_signal_amid_a_garbage_collection_is_not_lost(capsys, number, raised):
-    """Python only reports what is raised there."""
-    once = iter([number])
+def in_a_collection():
+    """Python only reports what is raised in a callback of the garbage collector."""
+    once = iter([None])
 
     def collecting(phase, info):
-        for each in once:
-            signal.raise_signal(each)
+        for _ in once:
+            signal.raise_signal(signal.SIGTERM)
 
-    @interrupts.terminable()
-    def command():
-        gc.collect()
-        time.sleep(60)
-
-    hook = sys.unraisablehook
     gc.callbacks.append(collecting)
     try:
-        with pytest.raises(raised) as interrupt:
-            command()
+        gc.collect()
     finally:
         gc.callbacks.remove(collecting)
-    assert interrupt.type is raised
-    assert sys.unraisablehook is hook
+
+
+def in_a_hurry():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except:  # noqa: E722
+        return
+
+
+@pytest.mark.parametrize("drop", [in_a_collection, in_a_hurry])
+def test_a_signal_whose_exception_is_dropped_comes_again(capsys, drop):
+    @interrupts.terminable()
+    def command():
+        drop()
+        went_on.append(True)
+        time.sleep(60)
+
+    went_on = []
+    before = interrupts.handlers(), sys.unraisablehook
+    with pytest.raises(interrupts.Stopped) as stopped:
+        command()
+    assert went_on
+    assert stopped.value.signal == signal.SIGTERM
+    assert (interrupts.handlers(), sys.unraisablehook) == before
     assert capsys.readouterr().err == ""
 
 
 def test_other_errors_of_finalizers_are_reported(monkeypatch):
     reported = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: reported.append(dropped.exc_type))
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: reported.append(error.exc_type))
 
     class Broken:
         def __del__(self):
@@ -108,6 +120,18 @@ def test_other_errors_of_finalizers_are_reported(monkeypatch):
     with interrupts.terminable():
         Broken()
     assert reported == [ArithmeticError]
+
+
+def test_an_answered_signal_does_not_come_again():
+    with interrupts.terminable():
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            signal.raise_signal(signal.SIGINT)
+        assert interrupts.status(stopped.value) == 130
+        del stopped
+        time.sleep(0.2)
+    with interrupts.terminable():
+        in_a_hurry()
+    time.sleep(0.2)  # the work was done meanwhile
 
 
 def test_a_signal_waits_until_all_is_written(here, capsys, monkeypatch):

@@ -5,73 +5,71 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+
+from online_grads.signals import handlers
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM came."""
 
-    signal = signal.SIGTERM
+    def __init__(self, number: int, dropped: Callable[[int], None]):
+        super().__init__()
+        self.signal = number
+        self.answered = weakref.finalize(self, dropped, number).detach
 
 
 def status(interrupt: KeyboardInterrupt) -> int:
     """The exit status of a process that ends by an interruption: 130 by Ctrl-C, 143 by SIGTERM.
 
-    >>> status(KeyboardInterrupt()), status(Terminated())
+    Who asks for it will end the process, or the part of its work that was interrupted.
+
+    >>> status(KeyboardInterrupt()), status(Stopped(signal.SIGTERM, print))
     (130, 143)
     """
+    if isinstance(interrupt, Stopped):
+        interrupt.answered()
     return 128 + int(getattr(interrupt, "signal", signal.SIGINT))
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` in the body, as Ctrl-C raises KeyboardInterrupt, and neither get lost.
+    """Let SIGINT and SIGTERM raise `Stopped` in the body until it answers, which is to ask for its `status`.
 
-    SIGTERM stays as it is where the process ignores it, and both do outside the main thread.
+    An exception may be dropped on its way: Python does so with one that is raised in a finalizer or in a
+    callback of the garbage collector, and JAX, which has such a callback, also with one amid the naming of a
+    function. What becomes of it shows when it is freed unanswered; the signal is then sent again.
+
+    A signal that the process ignores stays ignored, and outside the main thread nothing changes.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    with _undropped():
-        if before in (signal.SIG_IGN, None):
-            yield
-            return
-        signal.signal(signal.SIGTERM, _terminate)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+    over = False
+    again: list[threading.Timer] = []
 
+    def dropped(number: int) -> None:
+        if not over:
+            # a while later: who drops exceptions is still at it, and would drop the next one too
+            again.append(threading.Timer(0.1, os.kill, (os.getpid(), number)))
+            again[-1].daemon = True
+            again[-1].start()
 
-def _terminate(number, frame):
-    raise Terminated
+    def stop(number, frame):
+        raise Stopped(number, dropped)
 
+    def others(error):
+        if not isinstance(error.exc_value, Stopped):
+            report(error)
 
-@contextlib.contextmanager
-def _undropped() -> Iterator[None]:
-    """Send a signal again whose exception Python dropped.
-
-    That it does with what is raised in a finalizer or in a callback of the garbage collector, of which JAX
-    has one that takes time: it hands the exception to `sys.unraisablehook`, which cannot raise it either.
-    """
-    before = sys.unraisablehook
-    timers = []
-
-    def again(dropped: "sys.UnraisableHookArgs") -> None:
-        if not isinstance(dropped.exc_value, KeyboardInterrupt):
-            before(dropped)
-            return
-        number = status(dropped.exc_value) - 128
-        # when this hook and the callback it was called for have ended
-        timers.append(threading.Timer(0.1, os.kill, (os.getpid(), number)))
-        timers[-1].daemon = True
-        timers[-1].start()
-
-    sys.unraisablehook = again
+    before, report = handlers(), sys.unraisablehook
     try:
+        sys.unraisablehook = others
+        for number in before:
+            signal.signal(number, stop)
         yield
     finally:
-        sys.unraisablehook = before
-        for timer in timers:
+        over = True
+        for number, old in before.items():
+            signal.signal(number, old)
+        sys.unraisablehook = report
+        for timer in again:
             timer.cancel()
