@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from online_grads import checkpoint
-from online_grads.cli import interrupts, main
+from online_grads.cli import interrupts, main, places
 from tests.commands import CONFIG, SMALL, equal_results, refused
 
 
@@ -132,6 +132,18 @@ def test_an_answered_signal_does_not_come_again():
     with interrupts.terminable():
         in_a_hurry()
     time.sleep(0.2)  # the work was done meanwhile
+
+
+def test_a_folder_just_made_is_removed_again(here, monkeypatch):
+    def made_and_stopped(folder, make=places._make):
+        try:
+            return make(folder)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(places, "_make", made_and_stopped)
+    assert main(["run", *SMALL]) == 130
+    assert not list(here.glob("runs/*"))
 
 
 def test_a_signal_waits_until_all_is_written(here, capsys, monkeypatch):
