@@ -1,5 +1,6 @@
 """Signals end a command when all is written, with the status that shells expect."""
 
+import contextlib
 import gc
 import os
 import shutil
@@ -122,16 +123,55 @@ def test_other_errors_of_finalizers_are_reported(monkeypatch):
     assert reported == [ArithmeticError]
 
 
-def test_an_answered_signal_does_not_come_again():
+def twice():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("interrupted", [lambda: signal.raise_signal(signal.SIGINT), twice])
+def test_an_answered_signal_does_not_come_again(interrupted):
+    came = []
     with interrupts.terminable():
-        with pytest.raises(KeyboardInterrupt) as stopped:
-            signal.raise_signal(signal.SIGINT)
-        assert interrupts.status(stopped.value) == 130
-        del stopped
-        time.sleep(0.2)
+        try:
+            interrupted()
+        except KeyboardInterrupt as stopped:
+            came.append(interrupts.answer(stopped))
+        try:
+            time.sleep(0.2)
+        except KeyboardInterrupt as stopped:
+            came.append(interrupts.answer(stopped))
+    assert came == [130]
+
+
+@pytest.fixture
+def terminations():
+    """Of SIGTERM outside of `terminable`: they are noted, in place of ending the process."""
+    noted = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+    yield noted
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_is_not_sent_again_when_the_work_is_done(terminations):
     with interrupts.terminable():
         in_a_hurry()
-    time.sleep(0.2)  # the work was done meanwhile
+    time.sleep(0.2)
+    assert terminations == []
+
+
+def test_a_signal_while_the_handlers_are_restored(monkeypatch, terminations):
+    def restoring(number, handler, change=signal.signal):
+        if handler is signal.default_int_handler:
+            signal.raise_signal(signal.SIGTERM)
+        return change(number, handler)
+
+    before = interrupts.handlers(), sys.unraisablehook
+    with contextlib.suppress(interrupts.Stopped), interrupts.terminable():
+        monkeypatch.setattr(signal, "signal", restoring)
+    assert terminations == [signal.SIGTERM]
+    assert (interrupts.handlers(), sys.unraisablehook) == before
 
 
 def test_a_folder_just_made_is_removed_again(here, monkeypatch):

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         print("online-grads: interrupted, nothing written", file=sys.stderr)
-        return interrupts.status(interrupt)
+        return interrupts.answer(interrupt)
 
 
 def entry() -> NoReturn:

@@ -128,5 +128,5 @@ def _measured(rows: Iterable[bench.Cost], total: int) -> tuple[list[bench.Cost],
             done.append(row)
     except KeyboardInterrupt as interrupt:
         print(f"online-grads: interrupted after {len(done)} of {total} rows", file=sys.stderr)
-        return done, interrupts.status(interrupt)
+        return done, interrupts.answer(interrupt)
     return done, 0

@@ -17,29 +17,34 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int, dropped: Callable[[int], None]):
         super().__init__()
         self.signal = number
-        self.answered = weakref.finalize(self, dropped, number).detach
+        self.freed = weakref.finalize(self, dropped, number)
+        self.freed.atexit = False
 
 
-def status(interrupt: KeyboardInterrupt) -> int:
-    """The exit status of a process that ends by an interruption: 130 by Ctrl-C, 143 by SIGTERM.
+def answer(interrupt: BaseException) -> int:
+    """End what was interrupted: the signal is not sent again, nor one that came before it.
 
-    Who asks for it will end the process, or the part of its work that was interrupted.
+    Returns:
+        The exit status of a process that ends by it: 130 by Ctrl-C, 143 by SIGTERM.
 
-    >>> status(KeyboardInterrupt()), status(Stopped(signal.SIGTERM, print))
+    >>> answer(KeyboardInterrupt()), answer(Stopped(signal.SIGTERM, print))
     (130, 143)
     """
-    if isinstance(interrupt, Stopped):
-        interrupt.answered()
+    error: BaseException | None = interrupt
+    while error is not None:
+        if isinstance(error, Stopped):
+            error.freed.detach()
+        error = error.__context__
     return 128 + int(getattr(interrupt, "signal", signal.SIGINT))
 
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGINT and SIGTERM raise `Stopped` in the body until it answers, which is to ask for its `status`.
+    """Let SIGINT and SIGTERM raise `Stopped` in the body, which has to `answer` it.
 
-    An exception may be dropped on its way: Python does so with one that is raised in a finalizer or in a
-    callback of the garbage collector, and JAX, which has such a callback, also with one amid the naming of a
-    function. What becomes of it shows when it is freed unanswered; the signal is then sent again.
+    Python and JAX drop exceptions in some places: in finalizers, in callbacks of the garbage collector, and
+    where JAX looks up a function's name. A `Stopped` that is freed before it was answered has been dropped,
+    and its signal is sent again 0.1 s later.
 
     A signal that the process ignores stays ignored, and outside the main thread nothing changes.
     """
@@ -47,29 +52,36 @@ def terminable() -> Iterator[None]:
     again: list[threading.Timer] = []
 
     def dropped(number: int) -> None:
+        # who drops exceptions is still at it, and would drop one that came at once
+        again.append(threading.Timer(0.1, send, [number]))
+        again[-1].daemon = True
+        again[-1].start()
+
+    def send(number: int) -> None:
         if not over:
-            # a while later: who drops exceptions is still at it, and would drop the next one too
-            again.append(threading.Timer(0.1, os.kill, (os.getpid(), number)))
-            again[-1].daemon = True
-            again[-1].start()
+            os.kill(os.getpid(), number)
 
     def stop(number, frame):
-        raise Stopped(number, dropped)
+        if over:  # while the handlers are restored
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        else:
+            raise Stopped(number, dropped)
 
-    def others(error):
+    def report_others(error):
         if not isinstance(error.exc_value, Stopped):
             report(error)
 
     before, report = handlers(), sys.unraisablehook
     try:
-        sys.unraisablehook = others
+        sys.unraisablehook = report_others
         for number in before:
             signal.signal(number, stop)
         yield
     finally:
         over = True
-        for number, old in before.items():
-            signal.signal(number, old)
-        sys.unraisablehook = report
         for timer in again:
             timer.cancel()
+        sys.unraisablehook = report
+        for number, old in before.items():
+            signal.signal(number, old)

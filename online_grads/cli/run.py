@@ -83,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 raise
             nothing = "" if resume.holds(folder / CHECKPOINTS) else " before anything was saved"
             print(f"online-grads: interrupted{nothing}; {_again(folder)}", file=sys.stderr)
-            return interrupts.status(interrupt)
+            return interrupts.answer(interrupt)
         except (CheckpointError, UnwrittenError) as error:
             again = f"; once that is mended, {_again(folder)}" if saving else ""
             raise UsageError(f"{error}{again}") from None

@@ -69,7 +69,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         status = status or 1
     if found.interrupt is not None:
         print(f"online-grads: interrupted after {len(found.rows)} of {found.points} points", file=sys.stderr)
-        status = interrupts.status(found.interrupt)
+        status = interrupts.answer(found.interrupt)
     print(sweep_report.table(found))
     print(f"\nwritten to {folder}")
     return status
