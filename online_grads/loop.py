@@ -166,7 +166,8 @@ def guarded(body: Callable, state: PyTree, xs: PyTree, ys: PyTree) -> tuple[PyTr
     bad = jnp.stack([_first_not_finite(xs, length), _first_not_finite(ys, length)])
     shapes = jax.eval_shape(body, state, xs, ys)[1]
     skip = lambda state, xs, ys: (state, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes))
-    # One scalar predicate, so this stays a real branch: bad data cost nothing and donated states survive.
+    # One scalar predicate, so this is a real branch: bad data cost nothing and donated states survive. Under
+    # vmap both sides run, and one is selected.
     state, metrics = jax.lax.cond(jnp.all(bad == length), body, skip, state, xs, ys)
     return state, metrics, bad
 

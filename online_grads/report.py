@@ -20,7 +20,7 @@ from online_grads.versions import versions
 
 NOTE = """\
 loss: mean over the last tenth of the updates ± standard error over the seeds that did not diverge
-µs/step: of one seed at one learning rate; an estimator's seeds are trained side by side
+µs/step: of one seed at one learning rate; an estimator's seeds, and small ones' rates, run side by side
 diverged: seeds that are not finite or, without a curriculum, end above where they began"""
 
 

@@ -330,7 +330,13 @@ def climbing(*, limit: float = 0.05, dtype=None):
     )
 
 
-def test_a_curriculum_is_one_for_each_rate_and_seed(monkeypatch):
+@pytest.fixture(params=[True, False], ids=["side by side", "one after another"])
+def side_by_side(monkeypatch, request):
+    """How several learning rates are trained."""
+    monkeypatch.setattr("online_grads.trainer.ON_CPU", 2**40 if request.param else 0)
+
+
+def test_a_curriculum_is_one_for_each_rate_and_seed(monkeypatch, side_by_side):
     monkeypatch.setitem(tasks.TASKS, "toy", climbing)
     row = {"name": "tbptt", "window": 2}
     (both,) = train(settings(row, rates=(0.0, 1.0), seeds=16, chunk=12)).results
@@ -349,7 +355,7 @@ def test_a_curriculum_is_one_for_each_rate_and_seed(monkeypatch):
     np.testing.assert_allclose(alone.loss[0, 0], both.loss[1, 2], rtol=1e-12)
 
 
-def test_a_lane_of_a_curriculum_that_diverges_is_alone(monkeypatch):
+def test_a_lane_of_a_curriculum_that_diverges_is_alone(monkeypatch, side_by_side):
     monkeypatch.setitem(tasks.TASKS, "toy", climbing)
     (alone,) = train(settings("tbptt", rates=(0.5,), seeds=2, chunk=10)).results
     report = train(settings("tbptt", rates=(1e308, 0.5), seeds=2, chunk=10))
@@ -365,7 +371,7 @@ def test_a_lane_of_a_curriculum_that_diverges_is_alone(monkeypatch):
     assert not np.diff(both.levels.reached[0], axis=-1)[gone].any()
 
 
-def test_the_levels_of_a_curriculum_that_ends_early(monkeypatch):
+def test_the_levels_of_a_curriculum_that_ends_early(monkeypatch, side_by_side):
     def spoilt(**options):
         task = climbing(limit=1e9, **options)
 
@@ -377,11 +383,11 @@ def test_the_levels_of_a_curriculum_that_ends_early(monkeypatch):
         return task._replace(draw=draw)
 
     monkeypatch.setitem(tasks.TASKS, "toy", spoilt)
-    report = train(settings("tbptt", chunk=10))
+    report = train(settings("tbptt", rates=(0.1, 0.2), chunk=10))
     assert report.failure == "tbptt: xs is not finite at step 25 of the stream"
     (result,) = report.results
     assert result.levels.steps.tolist() == [0, 10, 20]
-    assert result.levels.reached.tolist() == [[[0, 1, 2]]]
+    assert result.levels.reached.tolist() == [[[0, 1, 2]]] * 2
 
 
 def levelled(reached, loss=None, rates=(0.1, 0.2)):
