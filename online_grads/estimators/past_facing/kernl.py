@@ -81,9 +81,9 @@ def kernl(
     Args:
         model: the model.
         sigma: σ of the noise, may be a tracer. It must be above the rounding of the hidden state's
-            dtype: half precision hardly learns. With 0 A stays the identity. Where the loss reads none
-            of what a weight keeps (a filtered readout inside the hidden state), only what A has learned
-            brings it credit, next to nothing at first.
+            dtype: half precision hardly learns. With 0, A stays the identity. Where the loss reads no
+            hidden entry that a weight reaches within one step, the weight's gradient comes through the
+            learned A alone and is near zero at first.
         gamma: where the inverse time scales γ start, one number; A starts as the identity.
         inner_optimizer: learns A and γ; by default `optax.sgd(5.0)`, Marschall's. The effective rate
             is σ² times its own; where γ leaves (0, 1) it was too high.
@@ -100,8 +100,8 @@ def kernl(
 
     Raises:
         ValueError: if sigma is negative, reset_every below 1, a weight reaches another drive within
-            the same step, sigma is 0 and the loss reads nothing of what a weight keeps, or the model
-            does not fit together.
+            the same step, sigma is 0 and the loss reads no hidden entry that a weight reaches within
+            one step, or the model does not fit together.
 
     >>> import jax, jax.numpy as jnp
     >>> from online_grads import cells, from_cell, losses, readouts
@@ -127,7 +127,8 @@ def kernl(
     reaches = patterns.drives[: len(structure.trained_drives)]
     if not isinstance(sigma, jax.core.Tracer) and float(sigma) == 0:
         # without noise A never learns to carry credit from what the loss reads to what is kept
-        require_read("kernl with sigma=0, where A learns nothing,", found, structure, reaches)
+        name, remedy = "kernl with sigma=0, where A learns nothing,", "take sigma > 0, or use rtrl"
+        require_read(name, found, structure, reaches, remedy=remedy)
     kept = masked.keep(structure, reaches)
     jacobian = SparseJacobian(structure, patterns)
 

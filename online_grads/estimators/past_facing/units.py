@@ -75,11 +75,18 @@ def inside(held: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 def require_read(
-    name: str, found: Analysis, structure: Weights, reaches: list, *, direct: bool = False
+    name: str,
+    found: Analysis,
+    structure: Weights,
+    reaches: list,
+    *,
+    direct: bool = False,
+    remedy: str = "keep more (a higher order, more hops), or use rtrl",
 ) -> None:
     """Refuse a mask that keeps nothing of what the loss reads of a weight, for want of further steps.
 
-    With the gradient's direct form it reads the influence before the step, through the step.
+    With the gradient's direct form it reads the influence before the step, through the step. The message
+    ends with the remedy.
 
     Raises:
         ValueError: naming the weight whose gradient would be zero.
@@ -106,7 +113,7 @@ def require_read(
         if not any((read @ reach).nnz for reach in uses) and any((later @ reach).nnz for reach in uses):
             raise ValueError(
                 f"{name} would give {label} a gradient of zero: the loss reads none of the hidden entries "
-                "at which its influence is kept; keep more (a higher order, more hops), or use rtrl"
+                f"at which its influence is kept; {remedy}"
             )
 
 
