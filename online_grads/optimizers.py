@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from online_grads.arguments import an_optimizer, shown
-from online_grads.tables import Section
+from online_grads.tables import ConfigError, Section
 from online_grads.types import Array, PyTree
 
 # Optimizers that are made by optax.<name>(learning_rate, ...).
@@ -54,13 +54,22 @@ def read(own: Section, shared: dict[str, Any]) -> OptimizerConfig:
     idle = section.take("lazy", bool, False)
     options = section.options(getattr(optax, name))
     for key, value in options.items():
-        # optax annotates both as anything
+        # optax annotates both as anything; None is its default of both
+        if value is None:
+            continue
         if key.endswith("_dtype") and value not in DTYPES:
             raise section.error(key, f"expected one of {', '.join(DTYPES)}, got {shown(value)}")
-        if key == "mask" and not all(isinstance(leaf, bool) for leaf in jax.tree.leaves(value)):
+        if key == "mask" and not _is_mask(value):
             wanted = "true or false, or a table of them with the parameters' names"
             raise section.error(key, f"expected {wanted}, got {shown(value)}")
     return OptimizerConfig(name, tuple(map(float, rates)), options, float(slowdown), idle)
+
+
+def _is_mask(value: Any) -> bool:
+    """Whether it is a bool, or a table of them, which may be nested and is not empty."""
+    if isinstance(value, dict):
+        return bool(value) and all(map(_is_mask, value.values()))
+    return isinstance(value, bool)
 
 
 def read_one(section: Section, name: str) -> OptimizerConfig | None:
@@ -85,12 +94,18 @@ def make(
         window: steps of the stream per update, for the slowdown.
         frozen: parameters that keep their values, as `leaves_under` finds them.
 
+    Raises:
+        ConfigError: a dtype has 64 bits and JAX's 64-bit mode is off, where JAX would quietly use 32.
+
     >>> sgd = make(OptimizerConfig("sgd", (0.1,), {}), 0.1, frozen=("cell",))
     >>> params = {"cell": jnp.ones(()), "readout": jnp.ones(())}
     >>> updates, _ = sgd.update(params, sgd.init(params))
     >>> {name: round(float(update), 3) for name, update in updates.items()}
     {'cell': 0.0, 'readout': -0.1}
     """
+    for key, value in chosen.options.items():
+        if key.endswith("_dtype") and value is not None and jax.dtypes.canonicalize_dtype(value) != value:
+            raise ConfigError(f'{key}: {value} needs precision = "float64" in [run]')
     dtype = jnp.asarray(rate).dtype
     schedule = lambda count: rate / (1 + chosen.slowdown * jnp.sqrt(window * jnp.asarray(count, dtype)))
     constructor: Callable = getattr(optax, chosen.name)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from online_grads.optimizers import OptimizerConfig, lazy, leaves_under, make, read, read_one
+from online_grads.precision import x64
 from online_grads.tables import ConfigError, Section
 
 SHARED = {"name": "adam", "learning_rate": [0.1, 1], "b1": 0.8, "slowdown": 0.5}
@@ -44,6 +45,9 @@ def test_tables_are_laid_over_the_shared_one():
         ({"mu_dtype": "int32"}, "estimator.0.optimizer.mu_dtype: expected one of bfloat16, "),
         (ADAMW | {"mask": "cell"}, "estimator.0.optimizer.mask: expected true or false, or a table of them"),
         (ADAMW | {"mask": {"cell": 1}}, "with the parameters' names, got {'cell': 1}"),
+        (ADAMW | {"mask": [True]}, "with the parameters' names, got [True]"),
+        (ADAMW | {"mask": {"cell": [True]}}, "with the parameters' names, got {'cell': [True]}"),
+        (ADAMW | {"mask": {"cell": {}}}, "with the parameters' names, got {'cell': {}}"),
     ],
 )
 def test_mistakes(table, message):
@@ -61,6 +65,18 @@ def test_a_narrow_momentum_and_a_mask_are_taken():
         moves, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)
     np.testing.assert_allclose(moves["cell"]["W"], -0.05)
     np.testing.assert_array_equal(moves["readout"], 0)
+
+
+def test_the_defaults_of_optax_are_taken():
+    table = ADAMW | {"mu_dtype": None, "mask": None}
+    assert make(read(own(**table), {}), 0.1).init(jnp.ones(2))[0].mu.dtype == jnp.float64
+
+
+def test_a_momentum_is_not_narrowed_without_a_word():
+    chosen = read(own(mu_dtype="float64"), SHARED)
+    make(chosen, 0.1)
+    with x64(False), pytest.raises(ConfigError, match=r'^mu_dtype: float64 needs precision = "float64"'):
+        make(chosen, 0.1)
 
 
 def test_mistakes_in_the_shared_table_are_named_there():
