@@ -1,4 +1,4 @@
-"""What a program that is timed reads and leaves. No test looks at how long anything takes."""
+"""What a program that is timed reads and carries. No test looks at how long anything takes."""
 
 import jax
 
@@ -9,7 +9,7 @@ from online_grads.bench_timing import looped, timed
 from online_grads.bounds import Program
 
 
-def test_learning_trains_on_the_segment_and_leaves_its_start_alone():
+def test_every_step_takes_a_segment_and_the_carry_is_measured():
     model = model_of("gru", 4)
     params, hidden = model.init(jax.random.key(0))
     program = learning(model, ESTIMATORS["tbptt"].constructor(model))

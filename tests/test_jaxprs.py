@@ -18,7 +18,10 @@ def names(closed):
 
 def evaluate(closed, *args):
     """The results, one equation after the other."""
-    return jaxprs.values_of(closed, closed.jaxpr.outvars, dict(zip(closed.jaxpr.invars, args, strict=True)))
+    variables, values = (*closed.jaxpr.constvars, *closed.jaxpr.invars), (*closed.consts, *args)
+    env = dict(zip(variables, values, strict=True))
+    jaxprs.run(closed.jaxpr.eqns, env)
+    return [jaxprs.read(env, atom) for atom in closed.jaxpr.outvars]
 
 
 FUNCTIONS = {
