@@ -93,24 +93,28 @@ def run(equations, env: dict) -> None:
 
 
 def values_of(closed: core.ClosedJaxpr, outputs: Sequence, env: dict) -> list:
-    """The values of some outputs, computed from those in `env`: of inputs, and of variables in the midst."""
+    """The values of some outputs.
+
+    `env` holds the inputs, and may hold intermediate variables, which are then not computed.
+    """
     env = env | dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     run(live_equations(closed, outputs, env), env)
     return [read(env, atom) for atom in outputs]
 
 
 def live_inputs(closed: core.ClosedJaxpr, outputs: Sequence | None = None, known=()) -> list[bool]:
-    """Per input: does any output depend on it through some equation, variables that are known aside?"""
+    """Per input: does an output depend on it, if the `known` variables are given?"""
     _, live = _live(closed, outputs, known)
     return [v in live for v in closed.jaxpr.invars]
 
 
 def live_equations(closed: core.ClosedJaxpr, outputs: Sequence | None = None, known=()) -> list:
-    """The equations that some output depends on, in order, where some variables are known."""
+    """The equations that an output depends on, in order, if the `known` variables are given."""
     return _live(closed, outputs, known)[0]
 
 
 def _live(closed, outputs, known) -> tuple[list, set]:
+    """(equations in order, variables) that an output depends on, if the `known` variables are given."""
     unknown = lambda atoms: {a for a in atoms if not is_literal(a) and a not in known}
     live, kept = unknown(closed.jaxpr.outvars if outputs is None else outputs), []
     for equation in reversed(closed.jaxpr.eqns):

@@ -73,7 +73,7 @@ def scan(learner: Learner, state: LearnerState, xs: PyTree, ys: PyTree, *, windo
         window: k, steps per segment.
 
     Returns:
-        (state, `Metrics` with a leading axis of T/window segments); of no steps the state as it is.
+        (state, `Metrics` with a leading axis of T/window segments); with T = 0 the state is unchanged.
 
     Raises:
         ValueError: if the window does not divide the stream.

@@ -32,8 +32,8 @@ refused, for it would let no gradient through; LayerNorm takes its place.
   constructor draws from its key would differ from seed to seed: refused, hand over the module itself.
 * **What does not fit is refused when the model is made.** A TypeError: an argument is of the wrong type, the
   module does not take (carry, x) or returns no pair. A ValueError: the module, the readout or the loss fails
-  on the example (with what it says), x is a batch, a BatchNorm is in training, there is no first carry, or
-  the carry is of another form than the module's own or changes in structure, shape or dtype.
+  on the example (the message is passed on), x is a batch, a BatchNorm is in training, there is no first
+  carry, or the carry is of another form than the module's own or changes in structure, shape or dtype.
 
 The hidden state is `Hidden(carry, state, output)`; most modules have a carry alone.
 """

@@ -58,7 +58,8 @@ def from_module(
 
     Raises:
         TypeError, ValueError: the module, the readout or the loss does not fit the example, as
-            `online_grads.adapters` says; or the module keeps the start of an `eqx.nn.State`.
+            `online_grads.adapters` says.
+        ValueError: also if the module keeps the start of an `eqx.nn.State`.
 
     >>> from online_grads import losses
     >>> cell = eqx.nn.GRUCell(3, 8, key=jax.random.key(0))

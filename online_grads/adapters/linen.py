@@ -65,6 +65,7 @@ def from_module(
     Raises:
         TypeError, ValueError: the module, the readout or the loss does not fit the example, as
             `online_grads.adapters` says.
+        ValueError: also if a step draws from a random stream that `rngs` does not name.
 
     >>> from online_grads import losses
     >>> cell, readout = nn.GRUCell(8, param_dtype=float), nn.Dense(2, param_dtype=float)

@@ -52,7 +52,8 @@ def from_module(
 
     Raises:
         TypeError, ValueError: the module, the readout or the loss does not fit the example, as
-            `online_grads.adapters` says; or a step sets a parameter or makes new variables.
+            `online_grads.adapters` says.
+        ValueError: also if a step sets a parameter or makes new variables.
 
     >>> import jax.numpy as jnp
     >>> from online_grads import losses
