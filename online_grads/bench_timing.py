@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from online_grads.bench_model import random_stream
 from online_grads.bounds import Program
-from online_grads.leaves import key_data
+from online_grads.leaves import size_in_bytes
 
 CALL = 0.03  # seconds of one compiled call that are aimed at
 SHORTEST, LONGEST = 0.01, 0.2  # seconds of a call between which it is not compiled again
@@ -90,7 +90,7 @@ def timed(loop: Loop, start: tuple, repeats: int) -> Timing:
         A `Timing`.
     """
     carry = loop.init(*start)
-    carried_bytes = [_bytes(part) for part in carry]
+    carried_bytes = [size_in_bytes(part) for part in carry]
     carry, took = _call(loop, carry, 1)
     calls, runs = max(1, math.ceil(CALL / took)), []
     for _ in range(repeats):
@@ -105,7 +105,3 @@ def _call(loop: Loop, carry: Any, calls: int) -> tuple[Any, float]:
         carry = loop.run(carry, *loop.data)
     jax.block_until_ready(carry)
     return carry, time.perf_counter() - begin
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(key_data(tree)))

@@ -9,6 +9,7 @@ import jax
 from online_grads.bench_model import model_of
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.learner import memory
+from online_grads.leaves import size_in_bytes
 
 
 def state_polynomial(cell: str, estimator: str) -> Callable[[int], Fraction]:
@@ -32,7 +33,7 @@ def state_polynomial(cell: str, estimator: str) -> Callable[[int], Fraction]:
         model = model_of(cell, n)
         built = ESTIMATORS[estimator].constructor(model)
         params, hidden = jax.eval_shape(model.init, jax.random.key(0))
-        return memory(built, params, hidden) + sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(params))
+        return memory(built, params, hidden) + size_in_bytes(params)
 
     nodes = {n: measured(n) for n in (8, 16, 24, 32)}
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from online_grads.arguments import positive_int
-from online_grads.leaves import key_data
+from online_grads.leaves import size_in_bytes
 from online_grads.numerics import like, norm, widened
 from online_grads.types import Array, Estimator, Learner, LearnerState, Metrics, PyTree
 
@@ -151,13 +151,8 @@ def gradient_sum(
 
 def memory(estimator: Estimator, params: PyTree, hidden: PyTree) -> int:
     """Bytes of the estimator's state, before anything is allocated; arrays or their shapes will do."""
-
-    def state(params, hidden):
-        return key_data(estimator.init(params, hidden, key=jax.random.key(0)))
-
-    return sum(
-        leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(state, params, hidden))
-    )
+    init = lambda params, hidden: estimator.init(params, hidden, key=jax.random.key(0))
+    return size_in_bytes(jax.eval_shape(init, params, hidden))
 
 
 def segments(xs: PyTree, ys: PyTree, window: int):

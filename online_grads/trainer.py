@@ -20,6 +20,7 @@ from online_grads.assembly import Start, at, blaming, estimator_of, model_of, pl
 from online_grads.config import Config, EstimatorConfig
 from online_grads.estimators.registry import ESTIMATORS
 from online_grads.learner import learner, scan
+from online_grads.leaves import size_in_bytes
 from online_grads.loop import chunk_lengths, guarded, keeping
 from online_grads.tables import ConfigError
 from online_grads.tasks import Task
@@ -152,7 +153,7 @@ def trainer(
         init, like = jax.jit(init), jax.eval_shape(init, starts)
         lengths = tuple(chunk_lengths(chosen.steps, chosen.window, config.run.chunk))
         timed = Timed(jax.jit(advance, static_argnums=1, donate_argnums=0), like, lengths[0])
-    state_bytes = _bytes(like[0].estimator) // (len(rates) * chosen.seeds)
+    state_bytes = size_in_bytes(like[0].estimator) // (len(rates) * chosen.seeds)
     return Trainer(chosen, starts, init, timed, state_bytes, lengths)
 
 
@@ -165,11 +166,8 @@ def _side_by_side(state: PyTree) -> bool:
     points, small beside its memory.
     """
     points = len(jax.tree.leaves(state)[0])
-    return points > 1 and _bytes(state) <= (ON_CPU if jax.default_backend() == "cpu" else ON_ACCELERATOR)
-
-
-def _bytes(tree: PyTree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    most = ON_CPU if jax.default_backend() == "cpu" else ON_ACCELERATOR
+    return points > 1 and size_in_bytes(state) <= most
 
 
 def _recording(learner: Learner, task: Task) -> Learner:

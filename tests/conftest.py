@@ -72,3 +72,12 @@ def forgotten_programs():
     """One file's programs are of no use to the next; thousands would exhaust the process's memory maps."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def handled():
+    """SIGTERM is noted, in place of ending the process."""
+    noted = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+    yield noted
+    signal.signal(signal.SIGTERM, before)

@@ -9,15 +9,6 @@ import pytest
 from online_grads.signals import deferred
 
 
-@pytest.fixture
-def handled():
-    """SIGTERM is noted, in place of ending the process."""
-    noted = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
-    yield noted
-    signal.signal(signal.SIGTERM, before)
-
-
 def send(number):
     os.kill(os.getpid(), number)
 

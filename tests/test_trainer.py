@@ -5,6 +5,7 @@ import numpy as np
 
 from online_grads import trainer as module
 from online_grads.config import parse
+from online_grads.leaves import size_in_bytes
 from online_grads.trainer import begin, trainer
 
 
@@ -27,7 +28,7 @@ def losses(monkeypatch, *, on_cpu=0, on_accelerator=0, backend="cpu", rates=(1e-
         begun = begin(config)
         made = trainer(config, *begun, config.estimators[0])
         state = made.init(begun[2])
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        size = size_in_bytes(state)
         _, metrics, _ = made.advance(state, 40)
     return np.asarray(metrics.loss), len(loops), size
 

@@ -66,7 +66,7 @@ def rflo(
     structure = Weights(found, dense=False)
     require_local("rflo", structure)
     (reaches,) = reachable(structure, 0, within=inside(structure.patterns.held))
-    require_read("rflo", found, structure, reaches)
+    require_read("rflo", found, structure, reaches, remedy="use eprop with hops=1 or more, snap or rtrl")
     for drive, reach in zip(structure.trained_drives, reaches, strict=True):
         most = int(np.diff(reach.tocsc().indptr).max(initial=0))
         # a gain or a decay that several units share has a trace for each of them
