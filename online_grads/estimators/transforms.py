@@ -45,8 +45,8 @@ def batched(estimator: Estimator, streams: int, *, axis_name: str = "streams") -
     >>> model = from_cell(cell, readout, losses.squared_error, example=(jnp.zeros(2), jnp.zeros(1)))
     >>> params, hidden = model.init(jax.random.key(0))
     >>> estimator = batched(rtrl(model), 3)
-    >>> state = estimator.init(params, hidden, key=jax.random.key(1))
-    >>> state, estimate = estimator.update(state, params, jnp.ones((5, 3, 2)), jnp.ones((5, 3, 1)))
+    >>> state = jax.jit(estimator.init)(params, hidden, key=jax.random.key(1))
+    >>> state, estimate = jax.jit(estimator.update)(state, params, jnp.ones((5, 3, 2)), jnp.ones((5, 3, 1)))
     >>> estimate.outputs.shape, hidden_of(state).shape
     ((5, 3, 1), (3, 4))
     """
