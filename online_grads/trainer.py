@@ -160,10 +160,10 @@ def trainer(
 def _side_by_side(state: PyTree) -> bool:
     """Whether to vmap over the points of a state, every leaf [points, ...], rather than to map over them.
 
-    On a CPU it makes small programs 2 to 5 times as fast, as their time goes into the number of operations;
-    from twice as much state on it gains nothing, for every point has matrices of its own. An accelerator
-    idles at one small product after another; its limit keeps what the program needs, which grows with the
-    points, small beside its memory.
+    On a CPU it makes small programs 1.4 to 5 times as fast, as their time goes into the number of operations;
+    from twice as much state on it may as well be slower, for every point has matrices of its own (python -m
+    tests.benchmarks.side_by_side). An accelerator idles at one small product after another; its limit keeps
+    what the program needs, which grows with the points, small beside its memory.
     """
     points = len(jax.tree.leaves(state)[0])
     most = ON_CPU if jax.default_backend() == "cpu" else ON_ACCELERATOR
