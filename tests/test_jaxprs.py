@@ -97,6 +97,14 @@ def test_a_known_variable_is_not_computed():
     assert jaxprs.live_inputs(closed, [end]) == [True, True]
 
 
+def test_one_of_an_equations_results_may_be_known():
+    closed = jaxprs.trace(lambda a, b: lax.sort((a, b), num_keys=1), H, H)
+    first, second = closed.jaxpr.outvars
+    given = {first: 3 * H} | dict(zip(closed.jaxpr.invars, (H, 2 * H), strict=True))
+    order = np.argsort(H)
+    np.testing.assert_array_equal(jaxprs.values_of(closed, [first, second], given), [3 * H, 2 * H[order]])
+
+
 def test_operands_and_parameters_replaced():
     """Also where the operand was written into the equation."""
     (pad,) = jaxprs.trace(lambda h: lax.pad(h, 0.0, ((1, 0, 0),)), H).jaxpr.eqns

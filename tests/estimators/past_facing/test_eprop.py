@@ -224,8 +224,11 @@ def filtered_readout(delay):
 
 def test_a_gradient_that_would_be_zero_is_refused():
     """What the loss reads is one step away from what the mask keeps."""
-    for made, name in ((eprop, "eprop"), (snap, "snap")):
-        with pytest.raises(ValueError, match=rf"{name} would give params\['W'\] a gradient of zero"):
+    more = r"keep more \(a higher order, more hops\), or use rtrl"
+    others = "use eprop with hops=1 or more, snap or rtrl"
+    for made, remedy in ((eprop, more), (snap, more), (rflo, others)):
+        refusal = rf"{made.__name__} would give params\['W'\] a gradient of zero: .*; {remedy}$"
+        with pytest.raises(ValueError, match=refusal):
             made(filtered_readout(delay=True))
     given = problem_of(filtered_readout(delay=True), 6)
     assert relative_error(run(snap(given.model, order=3), given), given.exact) <= 1e-10
