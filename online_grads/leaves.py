@@ -41,5 +41,4 @@ def size_in_bytes(tree: PyTree) -> int:
     >>> size_in_bytes((jax.random.key(3), jax.ShapeDtypeStruct((2, 3), jnp.float32)))
     32
     """
-    shapes = jax.eval_shape(key_data, tree)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
